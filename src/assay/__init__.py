@@ -1,0 +1,1 @@
+"""assay: deep-learning papers as code that people can trust."""
