@@ -1,0 +1,194 @@
+"""Finds papers and their claims by reading files: nothing here imports torch, or a paper, until one is run."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from assay.errors import AssayError
+from assay.paper import Claim
+
+ROOT = Path(__file__).parent / "papers"
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The facts of one paper, as ``references.bib`` has them.
+
+    Attributes:
+        key: the paper's name here; also of its module.
+        topic: the question that it answers; also the folder of its module.
+        title: its title.
+        authors: family names, in order.
+        year: of publication.
+        link: where to read it.
+        kind: treatment, probe, estimator, model or dynamics.
+        summary: what it is good for, in a sentence or two.
+        api: the import line.
+        bibtex: the entry to cite.
+        path: the file (or the package's ``__init__.py``) that holds it.
+    """
+
+    key: str
+    topic: str
+    title: str
+    authors: tuple[str, ...]
+    year: int
+    link: str
+    kind: str
+    summary: str
+    api: str
+    bibtex: str
+    path: Path
+
+    @property
+    def module(self) -> str:
+        """Dotted name of the module."""
+        return f"assay.papers.{self.topic}.{self.key}"
+
+
+@dataclass(frozen=True)
+class ClaimText:
+    """A claim as its file says it, read without importing it."""
+
+    name: str
+    statement: str
+    expect: str
+    scaled_down: str
+
+
+@cache
+def papers() -> dict[str, Paper]:
+    """All papers that have a module, by key, in the order of topics and then of years."""
+    entries = _references()
+    found = []
+    for path in sorted([*ROOT.glob("*/*.py"), *ROOT.glob("*/*/__init__.py")]):
+        key = path.parent.name if path.name == "__init__.py" else path.stem
+        if path.name == "__init__.py" and path.parent.parent == ROOT:
+            continue
+        if key in entries:
+            found.append(_paper(key, path, *entries[key]))
+    return {paper.key: paper for paper in sorted(found, key=lambda paper: (paper.topic, paper.year, paper.key))}
+
+
+def _references() -> dict[str, tuple[dict[str, str], str]]:
+    """Key -> fields and text of every entry of the bibliography."""
+    import bibtexparser
+
+    logging.getLogger("bibtexparser").setLevel(logging.ERROR)
+    library = bibtexparser.parse_string((ROOT / "references.bib").read_text(encoding="utf-8"))
+    if library.failed_blocks:
+        raise AssayError(f"references.bib cannot be read near line {library.failed_blocks[0].start_line}: mend the entry there.")
+    return {entry.key: ({field.key: str(field.value) for field in entry.fields}, entry.raw) for entry in library.entries}
+
+
+def _paper(key: str, path: Path, fields: dict[str, str], raw: str) -> Paper:
+    topic = (path.parent.parent if path.name == "__init__.py" else path.parent).name
+    authors = tuple(_family(name) for name in fields.get("author", "").replace("\n", " ").split(" and "))
+    eprint = fields.get("eprint")
+    link = fields.get("url") or (f"https://arxiv.org/abs/{eprint}" if eprint else "")
+    ours = ("kind", "summary", "api")
+    bibtex = "\n".join(line for line in raw.strip().splitlines() if line.split("=")[0].strip() not in ours)
+    return Paper(
+        key=key,
+        topic=topic,
+        title=" ".join(fields["title"].replace("{", "").replace("}", "").split()),
+        authors=authors,
+        year=int(fields["year"]),
+        link=link,
+        kind=fields.get("kind", ""),
+        summary=" ".join(fields.get("summary", "").replace("\\%", "%").replace("\\&", "&").split()),
+        api=fields.get("api", ""),
+        bibtex=bibtex,
+        path=path,
+    )
+
+
+def _family(name: str) -> str:
+    """``LeCun, Yann`` or ``Yann LeCun`` -> ``LeCun``."""
+    name = name.replace("{", "").replace("}", "").strip()
+    return name.split(",")[0] if "," in name else name.split(" ")[-1]
+
+
+def find(key: str) -> Paper:
+    """The paper of this key.
+
+    Raises:
+        AssayError: there is none; the message names the nearest.
+    """
+    known = papers()
+    if key in known:
+        return known[key]
+    near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
+    hint = f"did you mean {', '.join(near)}?" if near else "`assay list` shows what there is."
+    raise AssayError(f"No paper is called {key!r}: {hint}")
+
+
+def files(paper: Paper) -> list[Path]:
+    """The files that make up a paper: one, or those of its package."""
+    return sorted(paper.path.parent.glob("*.py")) if paper.path.name == "__init__.py" else [paper.path]
+
+
+def lesson(paper: Paper) -> str:
+    """The paper's idea in words: the docstring of its module."""
+    return ast.get_docstring(ast.parse(paper.path.read_text(encoding="utf-8"))) or ""
+
+
+def claim_texts(paper: Paper) -> list[ClaimText]:
+    """The claims of a paper, in order, read from its file."""
+    found = []
+    for path in files(paper):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef):
+                for decorator in node.decorator_list:
+                    if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).split(".")[-1] == "claim":
+                        words = {word.arg: word.value for word in decorator.keywords}
+                        found.append(
+                            ClaimText(
+                                name=node.name,
+                                statement=_text(decorator.args[0]),
+                                expect=ast.unparse(words["expect"]) if "expect" in words else "",
+                                scaled_down=_text(words["scaled_down"]) if "scaled_down" in words else "",
+                            )
+                        )
+    return found
+
+
+def _text(node: ast.expr) -> str:
+    try:
+        return str(ast.literal_eval(node))
+    except ValueError:
+        return ast.unparse(node)
+
+
+def claims(paper: Paper) -> dict[str, Claim]:
+    """The claims of a paper by name, ready to run: this imports the paper."""
+    module = importlib.import_module(paper.module)
+    found = {value.name: value for value in vars(module).values() if isinstance(value, Claim)}
+    return {text.name: found[text.name] for text in claim_texts(paper) if text.name in found}
+
+
+def select(wanted: list[str], everything: bool = False) -> list[tuple[Paper, Claim]]:
+    """Claims named as ``KEY`` (all of a paper, or of a topic) or ``KEY:CLAIM``.
+
+    Raises:
+        AssayError: a name is not known; the message names the nearest.
+    """
+    chosen: dict[tuple[str, str], tuple[Paper, Claim]] = {}
+    topics = {paper.topic for paper in papers().values()}
+    for want in list(papers()) if everything else wanted:
+        key, _, name = want.partition(":")
+        keys = [paper.key for paper in papers().values() if paper.topic == key] if key in topics and not name else [key]
+        for paper in map(find, keys):
+            there = claims(paper)
+            if name and name not in there:
+                near = difflib.get_close_matches(name, there, n=3, cutoff=0.3)
+                raise AssayError(f"{key} has no claim {name!r}: it has {', '.join(near or there)}.")
+            for claim in [there[name]] if name else there.values():
+                chosen[paper.key, claim.name] = (paper, claim)
+    return list(chosen.values())

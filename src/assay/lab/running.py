@@ -1,0 +1,139 @@
+"""Running claims from the command line: what is missing is planned, run by workers and watched."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from assay import catalogue
+from assay.data import available
+from assay.errors import AssayError
+from assay.lab.evidence import Result, result
+from assay.lab.ledger import Ledger
+from assay.lab.units import Unit, claim_code, plan
+from assay.lab.workers import run_units
+from assay.paper import Claim
+
+
+def run(
+    what: list[str],
+    everything: bool,
+    seeds: int,
+    scale: str,
+    workers: int,
+    device: str,
+    time_limit: float | None,
+    quiet: bool,
+) -> tuple[list[Result], Counter[str]]:
+    """Run what is missing; returns the results of everything asked for and how the new units ended."""
+    console = Console(stderr=True, quiet=quiet)
+    _check(what, everything, scale, workers, device)
+    chosen = _runnable(catalogue.select(what, everything), what, console)
+    ledger = Ledger()
+    units = plan(chosen, seeds, scale, device, ledger)
+    watcher = _Watcher(console, units)
+    if units:
+        with watcher.progress:
+            run_units(units, workers or os.cpu_count() or 1, ledger, watcher, time_limit)
+        watcher.print_failures()
+    found = [result(paper, claim, ledger, scale, device, claim_code(claim), seeds) for paper, claim in chosen]
+    return [one for one in found if one is not None], watcher.counts
+
+
+def results(what: list[str], everything: bool, scale: str, device: str) -> list[Result]:
+    """What the ledger has for the present code, without running anything."""
+    _check(what, everything, scale, 0, device)
+    ledger = Ledger()
+    found = [result(p, c, ledger, scale, device, claim_code(c)) for p, c in catalogue.select(what, everything)]
+    return [one for one in found if one is not None]
+
+
+def _check(what: list[str], everything: bool, scale: str, workers: int, device: str) -> None:
+    from assay.lab.lab import SCALES
+
+    if not what and not everything:
+        raise AssayError("Nothing was named: give a paper's key, KEY:CLAIM, a topic, or --all; `assay list` shows them.")
+    if scale not in SCALES:
+        raise AssayError(f"--scale is {scale!r}: choose one of {', '.join(SCALES)}.")
+    if workers < 0:
+        raise AssayError(f"--workers is {workers}: give a number of processes, or 0 for one a core.")
+    import torch
+
+    kind = device.split(":")[0]
+    if kind not in ("cpu", "cuda", "mps"):
+        raise AssayError(f"--device is {device!r}: choose cpu, cuda or mps.")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[kind]:
+        raise AssayError(f"This machine has no {kind} device that torch can use: `assay doctor` says more; --device cpu works.")
+
+
+def _runnable(
+    chosen: list[tuple[catalogue.Paper, Claim]], what: list[str], console: Console
+) -> list[tuple[catalogue.Paper, Claim]]:
+    """Leave out claims whose data are not here, and say so; a claim that was named itself is tried all the same."""
+    here = {row.name for row in available() if row.here}
+    kept = []
+    for paper, claim in chosen:
+        missing = [name for name in claim.needs if name not in here]
+        if missing and f"{paper.key}:{claim.name}" not in what:
+            console.print(
+                f"[yellow]skipped[/] {paper.key}:{claim.name}: it needs {', '.join(missing)} "
+                f"(`assay data fetch {' '.join(missing)}` brings it)"
+            )
+        else:
+            kept.append((paper, claim))
+    return kept
+
+
+class _Watcher:
+    """Shows what the workers do: bars on a terminal, a line for every finished unit elsewhere."""
+
+    def __init__(self, console: Console, units: list[Unit]) -> None:
+        self.console = console
+        self.counts: Counter[str] = Counter()
+        self.failures: list[tuple[Unit, str, str]] = []
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.whole = self.progress.add_task("units", total=len(units), note="")
+        self.total = len(units)
+        self.finished = 0
+        self.bars: dict[Unit, TaskID] = {}
+        self.fractions: dict[Unit, float] = {}
+
+    def __call__(self, unit: Unit, moment: str, details: dict[str, Any]) -> None:
+        if moment == "start":
+            self.bars[unit] = self.progress.add_task(f"  {unit.name}", total=1.0, note="")
+        elif moment == "progress":
+            self.fractions[unit] = min(details["fraction"], 1.0)
+            self.progress.update(self.bars[unit], completed=round(self.fractions[unit], 3), note=details["note"])
+        else:
+            self.finished += 1
+            self.fractions.pop(unit, None)
+            self.progress.remove_task(self.bars.pop(unit))
+            self.counts[details["status"]] += 1
+            if details["status"] != "done":
+                self.failures.append((unit, details["status"], details["error"]))
+            if not self.console.is_terminal:
+                self.console.print(f"[{self.finished}/{self.total}] {unit.name}: {details['status']}, {details['seconds']:.1f} s")
+        self.progress.update(self.whole, completed=round(self.finished + sum(self.fractions.values()), 2))
+
+    def print_failures(self) -> None:
+        """Refusals in their one sentence; crashes with the end of their traceback (the ledger has all of it)."""
+        for unit, status, error in self.failures:
+            colour = "yellow" if status == "refused" else "red"
+            text = error if status == "refused" else "\n".join(error.strip().splitlines()[-6:])
+            self.console.print(f"[{colour}]{status}[/] {unit.name}: ", end="")
+            self.console.print(text, markup=False, highlight=False)

@@ -1,0 +1,165 @@
+"""Wide residual networks: fewer layers, more planes.
+
+Residual networks had become a thousand layers deep, and each doubling of depth bought a fraction of a percent while the
+layers, one after the other, took ever longer. Most residual blocks, the paper argues, then learn little. It makes the
+blocks few and wide instead: a network of 16 layers with eight times the planes matches one of a thousand thin layers with as
+many parameters and trains several times faster, since a processor does one wide convolution in less time than many thin ones.
+
+``WRN-d-k`` has depth d = 6N + 4 and widening factor k: a 3x3 convolution, three groups of N pre-activation blocks with 16k,
+32k and 64k planes at full, half and quarter resolution, batch normalisation, global average, one linear layer.
+
+Source: Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016. Table numbers are those of the arXiv version.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from assay.data import Dataset
+from assay.paper import Curve, Higher, Reported, claim
+from assay.recipe import Recipe
+from assay.train.schedules import steps_at
+
+if TYPE_CHECKING:
+    from assay.lab import Lab
+    from assay.paper import Measured
+    from assay.train.loop import Trained
+
+
+class WideBlock(nn.Module):
+    """The basic wide block B(3, 3): two pre-activated 3x3 convolutions with dropout between them, beside a shortcut.
+
+    Args:
+        in_planes: planes of the input.
+        planes: planes of the output.
+        stride: of the first convolution.
+        dropout: probability of dropout between the convolutions. The paper uses 0.3 on CIFAR, 0.4 on SVHN, or 0.
+
+    Shape: (B, in_planes, H, W) -> (B, planes, H / stride, W / stride).
+    """
+
+    def __init__(self, in_planes: int, planes: int, stride: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_planes)
+        self.conv1 = nn.Conv2d(in_planes, planes, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        same = stride == 1 and in_planes == planes
+        self.shortcut = None if same else nn.Conv2d(in_planes, planes, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        out = self.conv2(self.dropout(F.relu(self.bn2(self.conv1(active)))))
+        # Where shapes differ the shortcut projects the activated input; elsewhere it is the raw input itself.
+        return out + (x if self.shortcut is None else self.shortcut(active))  # type: ignore[no-any-return]
+
+
+class WideResNet(nn.Module):
+    """WRN-d-k for small images.
+
+    Args:
+        depth: d = 6N + 4: 10, 16, 22, 28, 40 ...
+        width: the widening factor k; 1 is the thin residual network that the paper compares with.
+        num_classes: number of logits.
+        in_channels: channels of the input.
+        dropout: inside the blocks; see :class:`WideBlock`.
+        base: planes of the first convolution, 16 in the paper; the groups have ``base * width`` times 1, 2 and 4.
+
+    Shape: (B, in_channels, H, W) with H and W multiples of 4 -> (B, num_classes).
+    """
+
+    def __init__(
+        self,
+        depth: int = 28,
+        width: int = 10,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        dropout: float = 0.0,
+        base: int = 16,
+    ) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"depth must be 6N + 4 (10, 16, 22, 28, 40 ...), not {depth}")
+        blocks = (depth - 4) // 6
+        self.stem = nn.Conv2d(in_channels, base, 3, padding=1, bias=False)
+        groups: list[nn.Module] = []
+        planes = base
+        for group in range(3):
+            wide = base * width * 2**group
+            strides = [1 if group == 0 else 2] + [1] * (blocks - 1)
+            group_blocks = []
+            for stride in strides:
+                group_blocks.append(WideBlock(planes, wide, stride, dropout))
+                planes = wide
+            groups.append(nn.Sequential(*group_blocks))
+        self.groups = nn.Sequential(*groups)
+        self.bn = nn.BatchNorm2d(planes)
+        self.head = nn.Linear(planes, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # fan-in, as in the authors' code
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.groups(self.stem(images))))
+        logits: Tensor = self.head(x.mean(dim=(2, 3)))
+        return logits
+
+
+def wide_resnet(
+    depth: int = 28, width: int = 10, num_classes: int = 10, in_channels: int = 3, dropout: float = 0.0
+) -> WideResNet:
+    """The network of the paper with 16 base planes; ``wide_resnet(28, 10)`` is its best, 36.5 M parameters."""
+    return WideResNet(depth, width, num_classes, in_channels, dropout)
+
+
+class WideBottleneck(nn.Module):
+    """The bottleneck block of ResNet-50 with a wider 3x3 convolution in the middle (sec. 3, ImageNet).
+
+    Shape: (B, in_planes, H, W) -> (B, out_planes, H / stride, W / stride).
+    """
+
+    def __init__(self, in_planes: int, inner: int, out_planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_planes, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = nn.Conv2d(inner, out_planes, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_planes)
+        same = stride == 1 and in_planes == out_planes
+        projection = (nn.Conv2d(in_planes, out_planes, 1, stride, bias=False), nn.BatchNorm2d(out_planes))
+        self.shortcut = nn.Identity() if same else nn.Sequential(*projection)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn2(self.conv2(out)))
+        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+
+
+def wide_bottleneck(depth: int = 50, factor: int = 2, num_classes: int = 1000, in_channels: int = 3) -> nn.Sequential:
+    """ResNet-50 or ResNet-101 for large images with the inner planes of every bottleneck widened by ``factor``."""
+    counts = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+    if depth not in counts:
+        raise ValueError(f"depth must be 50 or 101, not {depth}")
+    stem = nn.Sequential(
+        nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)
+    )
+    stages: list[nn.Module] = []
+    planes = 64
+    for stage, count in enumerate(counts[depth]):
+        inner, wide = 64 * factor * 2**stage, 256 * 2**stage
+        for block in range(count):
+            stages.append(WideBottleneck(planes, inner, wide, stride=2 if stage and not block else 1))
+            planes = wide
+    net = nn.Sequential(stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(planes, num_classes))
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return net

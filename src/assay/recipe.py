@@ -1,0 +1,117 @@
+"""A recipe is one complete way to train; a treatment changes a recipe; a probe looks at what was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from assay.errors import AssayError
+from assay.train.hooks import Hook
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+    from assay.data import Dataset
+
+
+class Loss(Protocol):
+    """``(logits (B, C), labels (B,)) -> scalar``."""
+
+    def __call__(self, logits: Tensor, labels: Tensor, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class PerExample:
+    """A loss that keeps something for every training example; made by :func:`per_example`."""
+
+    kind: Callable[..., nn.Module]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, data: Dataset) -> nn.Module:
+        """The loss for this data set, with one row of memory an example."""
+        sizes = {"num_examples": len(data.train), "num_classes": data.num_classes}
+        wanted = inspect.signature(self.kind).parameters
+        return self.kind(**{name: size for name, size in sizes.items() if name in wanted}, **self.arguments)
+
+
+def per_example(kind: Callable[..., nn.Module], **arguments: Any) -> PerExample:
+    """A loss with memory per training example, for ``Recipe(loss=...)``.
+
+    ``kind`` is built as ``kind(num_examples=..., num_classes=..., **arguments)`` (of the two sizes, those it asks for) and
+    called with ``(logits, labels, index)``, where ``index`` (B,) int64 are positions in the training set.
+    """
+    return PerExample(kind, arguments)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One complete way to train. Everything in it is a value or importable code, so that its content is its identity.
+
+    Args:
+        data: what to train and test on.
+        model: makes the network: ``model()``; use ``functools.partial`` for its arguments.
+        loss: ``(logits, labels) -> scalar``, or :func:`per_example`.
+        optimizer: ``optimizer(parameters) -> Optimizer``.
+        schedule: ``schedule(optimizer, steps) -> LRScheduler``, stepped after every optimizer step; ``None`` keeps the rate.
+        augment: ``augment(inputs, generator) -> inputs`` on every training batch, on the device.
+        hooks: what else happens at the named moments of a training (:mod:`assay.train.hooks`).
+        epochs: passes over the training split.
+        batch_size: examples in one optimizer step.
+        accumulate: into how many parts a batch is cut, for batches that do not fit; the gradient is that of the whole.
+        precision: ``"float32"`` or ``"bfloat16"`` (autocast: weights stay float32).
+        shuffle: draw a new order every epoch; ``False`` keeps the order of the data.
+        clip_norm: bound of the gradient's norm; ``None`` leaves it.
+        watch: splits that are evaluated after every epoch, for the curves (never for choosing anything).
+    """
+
+    data: Dataset
+    model: Callable[[], nn.Module]
+    loss: Loss | PerExample = F.cross_entropy
+    optimizer: Callable[..., Optimizer] = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+    schedule: Callable[[Optimizer, int], LRScheduler] | None = None
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    hooks: tuple[Hook, ...] = ()
+    epochs: int = 10
+    batch_size: int = 128
+    accumulate: int = 1
+    precision: Literal["float32", "bfloat16"] = "float32"
+    shuffle: bool = True
+    clip_norm: float | None = None
+    watch: tuple[str, ...] = ("test",)
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1)):
+            if getattr(self, name) < least:
+                raise AssayError(f"Recipe.{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.accumulate > self.batch_size:
+            raise AssayError(f"Recipe.accumulate is {self.accumulate} with a batch_size of {self.batch_size}: parts would be empty.")
+        if self.precision not in ("float32", "bfloat16"):
+            raise AssayError(f"Recipe.precision is {self.precision!r}; it must be 'float32' or 'bfloat16'.")
+
+    def replace(self, **changes: Any) -> Recipe:
+        """The same recipe with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def treatment(function: _F) -> _F:
+    """Mark ``function(recipe, ...) -> recipe`` as a paper's treatment, so that it can be found by name and composed."""
+    function.__assay__ = "treatment"  # type: ignore[attr-defined]
+    return function
+
+
+def probe(function: _F) -> _F:
+    """Mark ``function(model, inputs, ...)`` as a paper's probe, so that it can be found by name."""
+    function.__assay__ = "probe"  # type: ignore[attr-defined]
+    return function

@@ -1,0 +1,271 @@
+"""What a person sees at the terminal: tables, nothing else. No torch here."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.padding import Padding
+from rich.table import Table
+
+from assay import catalogue
+from assay.lab import evidence
+
+if TYPE_CHECKING:
+    from assay.lab.cache import Entry
+    from assay.lab.evidence import Result
+
+COLOURS = {"holds": "green", "fails": "red", "inconclusive": "yellow", "stale": "magenta", "works": "green", "absent": "yellow", "broken": "red"}
+
+
+@cache
+def console() -> Console:
+    """Where tables go."""
+    return Console()
+
+
+def _table(*columns: str, right: Sequence[str] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        justify = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    return table
+
+
+def _colour(word: str) -> str:
+    return f"[{COLOURS.get(word, 'white')}]{word}[/]"
+
+
+# ------------------------------------------------------------------------------------------------ papers
+
+
+def paper_dict(paper: catalogue.Paper, whole: bool = False) -> dict[str, Any]:
+    """A paper as JSON; with ``whole`` also its lesson and its claims with their recorded verdicts."""
+    facts: dict[str, Any] = {
+        "key": paper.key,
+        "topic": paper.topic,
+        "kind": paper.kind,
+        "year": paper.year,
+        "title": paper.title,
+        "authors": list(paper.authors),
+        "link": paper.link,
+        "summary": paper.summary,
+        "verdicts": {name: entry["verdict"] for name, entry in evidence.recorded(paper.key).items()},
+    }
+    if whole:
+        entries = evidence.recorded(paper.key)
+        facts |= {
+            "api": paper.api,
+            "lesson": catalogue.lesson(paper),
+            "claims": [
+                {
+                    "name": text.name,
+                    "statement": text.statement,
+                    "expect": text.expect,
+                    "scaled_down": text.scaled_down,
+                    "stale": text.name in entries and evidence.is_stale(paper, text.name, entries[text.name]),
+                    "evidence": entries.get(text.name),
+                }
+                for text in catalogue.claim_texts(paper)
+            ],
+        }
+    return facts
+
+
+def print_papers(papers: Iterable[catalogue.Paper]) -> None:
+    """A line a paper."""
+    table = _table("paper", "year", "topic", "kind", "verdicts", "what it is good for")
+    table.columns[4].no_wrap = True
+    for paper in papers:
+        entries = evidence.recorded(paper.key)
+        counts = {word: sum(e["verdict"] == word for e in entries.values()) for word in ("holds", "fails", "inconclusive")}
+        marks = " ".join(f"[{COLOURS[word]}]{count} {word}[/]" for word, count in counts.items() if count)
+        table.add_row(f"[bold]{paper.key}[/]", str(paper.year), paper.topic, paper.kind, marks or "[dim]none yet[/]", escape(paper.summary))
+    console().print(table)
+
+
+def print_paper(paper: catalogue.Paper) -> None:
+    """One paper at length."""
+    out = console()
+    out.print(f"[bold]{escape(paper.title)}[/]")
+    out.print(f"{escape(', '.join(paper.authors))}, {paper.year}  [dim]{escape(paper.link)}[/]")
+    out.print(f"[dim]{paper.topic} / {paper.kind}; key: {paper.key}[/]\n")
+    out.print(Padding(escape(catalogue.lesson(paper)), (0, 2)))
+    if paper.api:
+        out.print(f"\n[bold]use[/]\n  {escape(paper.api)}", highlight=False)
+    out.print("\n[bold]claims[/]")
+    entries = evidence.recorded(paper.key)
+    for text in catalogue.claim_texts(paper):
+        entry = entries.get(text.name)
+        mark = "[dim]not recorded[/]"
+        if entry is not None:
+            mark = _colour(entry["verdict"])
+            if evidence.is_stale(paper, text.name, entry):
+                mark += " " + _colour("stale")
+        out.print(f"  [bold]{text.name}[/]  {mark}")
+        out.print(Padding(escape(text.statement), (0, 4)))
+        if entry is not None:
+            for test in entry["tests"]:
+                out.print(Padding(f"[dim]{escape(_test_text(test))}; {entry['seeds']} seeds, {entry['scale']}, {entry['date']}[/]", (0, 4)))
+        if text.scaled_down:
+            out.print(Padding(f"[dim]scaled down: {escape(text.scaled_down)}[/]", (0, 4)))
+    out.print(f"\nrun it: [bold]assay run {paper.key}[/]", highlight=False)
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def _test_text(test: Mapping[str, Any]) -> str:
+    level = f"{100 * test['level']:.0f} %"
+    return (
+        f"{test['expectation']}: effect {test['effect']:+.4g} [{test['low']:+.4g}, {test['high']:+.4g}] ({level}), p = {test['p']:.2g}"
+    )
+
+
+def print_results(results: Sequence[Result]) -> None:
+    """What a run found: paper's numbers beside ours, effect, interval, verdict, price."""
+    out = console()
+    if not results:
+        out.print("Nothing is done yet.")
+        return
+    for found in results:
+        claim = found.claim
+        out.print(f"\n[bold]{found.paper.key}:{claim.name}[/]  {_colour(found.verdict.verdict)}  [dim]{len(found.rows)} seeds[/]")
+        out.print(Padding(escape(claim.statement), (0, 2)))
+        reported = {arm: (value, said) for said in claim.reported for arm, value in said.values.items()}
+        table = _table("arm", f"{claim.unit or 'value'}, mean", "lowest", "highest", "paper", "price", right=("lowest", "highest", "paper"))
+        table.columns[1].justify = "right"
+        control = _control(found)
+        for arm in found.arms:
+            values = [row.values[arm] for row in found.rows.values()]
+            said = _number(reported[arm][0]) if arm in reported else ""
+            cells = [_number(v) for v in (found.mean(arm), min(values), max(values))]
+            table.add_row(escape(arm), *cells, said, _price(found, arm, control))
+        out.print(Padding(table, (0, 2)))
+        for said_once in claim.reported:
+            out.print(Padding(f"[dim]paper: {escape(said_once.what)} ({escape(said_once.where)})[/]", (0, 2)))
+        for test in found.verdict.as_dict()["tests"]:
+            line = f"{_colour(test['verdict'])}  {escape(_test_text(test))}"
+            if test.get("more_seeds"):
+                line += f"; about {test['more_seeds']} more seeds would decide"
+            if test.get("note"):
+                line += f" [dim]({escape(test['note'])})[/]"
+            out.print(Padding(line, (0, 2)))
+        if claim.scaled_down:
+            out.print(Padding(f"[dim]scaled down: {escape(claim.scaled_down)}[/]", (0, 2)))
+
+
+def _control(found: Result) -> str | None:
+    """The arm that prices are relative to: what the first expectation compares with."""
+    first = found.claim.expect[0]
+    return getattr(first, "than", None) or getattr(first, "to", None)
+
+
+def _price(found: Result, arm: str, control: str | None) -> str:
+    price = found.price(arm)
+    parts = []
+    if "seconds" in price:
+        text = f"{price['seconds']:.3g} s"
+        against = found.price(control).get("seconds") if control and control != arm else None
+        if against:
+            text += f" (x{price['seconds'] / against:.2f})"
+        parts.append(text)
+    if "parameters" in price:
+        parts.append(f"{price['parameters']:,.0f} parameters")
+    if "flops" in price:
+        parts.append(f"{price['flops'] / 1e6:.3g} MFLOP")
+    return ", ".join(parts)
+
+
+def verdict_rows(papers: Iterable[catalogue.Paper]) -> list[dict[str, Any]]:
+    """Every recorded claim of these papers, with p-values corrected (Benjamini-Hochberg) over all that are shown."""
+    from assay.lab.verdict import adjust
+
+    rows: list[dict[str, Any]] = []
+    for paper in papers:
+        entries = evidence.recorded(paper.key)
+        for text in catalogue.claim_texts(paper):
+            entry = entries.get(text.name)
+            if entry is None:
+                rows.append({"paper": paper.key, "topic": paper.topic, "claim": text.name, "verdict": "not recorded"})
+                continue
+            keep = ("verdict", "seeds", "scale", "p", "date", "tests", "rerun")
+            stale = evidence.is_stale(paper, text.name, entry)
+            rows.append(
+                {"paper": paper.key, "topic": paper.topic, "claim": text.name, "stale": stale, **{name: entry[name] for name in keep}}
+            )
+    tested = [row for row in rows if row.get("p") is not None]
+    for row, q in zip(tested, adjust([row["p"] for row in tested]), strict=True):
+        row["q"] = float(q)
+    return rows
+
+
+def print_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line a claim."""
+    table = _table("claim", "verdict", "effect and interval", "seeds", "q", "date", right=("seeds", "q"))
+    for row in rows:
+        name = f"{row['paper']}:{row['claim']}"
+        if "tests" not in row:
+            table.add_row(name, f"[dim]{row['verdict']}[/]", "", "", "", "")
+            continue
+        tests = "\n".join(f"{test['effect']:+.4g} [{test['low']:+.4g}, {test['high']:+.4g}]" for test in row["tests"])
+        mark = _colour(row["verdict"]) + (" " + _colour("stale") if row["stale"] else "")
+        q = f"{row['q']:.2g}" if row["verdict"] == "holds" else ""
+        table.add_row(name, mark, tests, str(row["seeds"]), q, row["date"])
+    console().print(table)
+    held = [row for row in rows if row["verdict"] == "holds"]
+    doubtful = [row for row in held if row["q"] > 0.05]
+    text = f"{len(held)} hold, {sum(r['verdict'] == 'fails' for r in rows)} fail, "
+    text += f"{sum(r['verdict'] == 'inconclusive' for r in rows)} inconclusive, {sum(bool(r.get('stale')) for r in rows)} stale."
+    text += " q is the p-value corrected for the number of claims (Benjamini-Hochberg)"
+    text += f"; {len(doubtful)} of those that hold have q above 0.05." if doubtful else "; all that hold have q of at most 0.05."
+    console().print(textwrap.fill(text, 100), highlight=False)
+
+
+# ------------------------------------------------------------------------------------------------ housekeeping
+
+
+def data_dict(row: Any) -> dict[str, Any]:
+    """A data set of ``assay data --json``."""
+    return {name: getattr(row, name) for name in ("name", "what", "task", "tier", "licence", "size", "here")}
+
+
+def print_data(rows: Iterable[Any]) -> None:
+    """A line a data set."""
+    table = _table("name", "here", "size", "task", "tier", "licence", "what", right=("size",))
+    for row in rows:
+        size = f"{row.size / 1e6:.1f} MB" if row.size else "-"
+        here = "[green]yes[/]" if row.here else "[dim]no[/]"
+        table.add_row(f"[bold]{row.name}[/]", here, size, row.task, row.tier, escape(row.licence), escape(row.what))
+    console().print(table)
+    console().print("`assay data fetch NAME` brings one; ASSAY_MIRROR names a folder or URL that is tried first.", highlight=False)
+
+
+def print_cache(entries: Sequence[Entry]) -> None:
+    """A line for each kept piece of work."""
+    table = _table("fingerprint", "kind", "what", "took", "size", "made", right=("took", "size"))
+    for entry in entries:
+        table.add_row(entry.fingerprint[:10], entry.kind, escape(entry.what), f"{entry.seconds:.1f} s", f"{entry.bytes / 1e6:.1f} MB", entry.made[:16])
+    console().print(table)
+    total = sum(entry.bytes for entry in entries) / 1e6
+    saved = sum(entry.seconds for entry in entries) / 60
+    console().print(f"{len(entries)} entries, {total:.1f} MB, {saved:.1f} minutes of work. `assay cache prune` removes.", highlight=False)
+
+
+def print_findings(findings: Iterable[Mapping[str, Any]]) -> None:
+    """What the doctor found."""
+    table = _table("part", "state", "details")
+    for finding in findings:
+        table.add_row(finding["part"], _colour(finding["state"]), escape(str(finding["details"])))
+    console().print(table)

@@ -1,0 +1,68 @@
+"""Hooks: what else happens at the named moments of a training.
+
+A hook is a frozen dataclass that overrides the moments it needs. Its settings are its fields, so that they are part of the
+recipe's content; what it learns on the way it keeps as tensors in ``run.memory``, so that it is in the checkpoint.
+
+Moments, in order: ``on_start`` (once, before the first step; not again after resuming), ``before_loss`` (the batch has its
+logits), ``after_backward`` (gradients are complete), ``after_step`` (weights have moved), ``after_epoch``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from assay.data import Dataset
+
+
+@dataclass
+class Run:
+    """The state of a training in progress, as hooks see it.
+
+    ``inputs``, ``labels``, ``index`` (positions in the training split), ``logits`` and ``loss`` are those of the current part
+    of a batch. A hook may replace ``logits`` and ``labels`` in ``before_loss``. Setting ``stop`` ends the training after the
+    current epoch.
+    """
+
+    model: nn.Module
+    optimizer: Optimizer
+    data: Dataset
+    device: torch.device
+    generator: torch.Generator
+    steps_per_epoch: int
+    epochs: int
+    epoch: int = 0
+    step: int = 0
+    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    labels: Tensor = field(default_factory=lambda: torch.empty(0))
+    index: Tensor = field(default_factory=lambda: torch.empty(0))
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+    loss: Tensor = field(default_factory=lambda: torch.empty(0))
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    history: dict[str, list[float]] = field(default_factory=dict)
+    stop: bool = False
+
+
+class Hook:
+    """Does nothing at any moment; override those that are needed."""
+
+    def on_start(self, run: Run) -> None:
+        """Before the first step."""
+
+    def before_loss(self, run: Run) -> None:
+        """The logits of the batch are known, its loss is not yet."""
+
+    def after_backward(self, run: Run) -> None:
+        """The gradients of the whole batch are there; the weights have not moved."""
+
+    def after_step(self, run: Run) -> None:
+        """The weights have moved."""
+
+    def after_epoch(self, run: Run) -> None:
+        """An epoch is over and has been evaluated; ``run.history`` has its row."""
