@@ -83,8 +83,12 @@ def _references() -> dict[str, tuple[dict[str, str], str]]:
     logging.getLogger("bibtexparser").setLevel(logging.ERROR)
     library = bibtexparser.parse_string((ROOT / "references.bib").read_text(encoding="utf-8"))
     if library.failed_blocks:
-        raise AssayError(f"references.bib cannot be read near line {library.failed_blocks[0].start_line}: mend the entry there.")
-    return {entry.key: ({field.key: str(field.value) for field in entry.fields}, entry.raw) for entry in library.entries}
+        raise AssayError(
+            f"references.bib cannot be read near line {library.failed_blocks[0].start_line}: mend the entry there."
+        )
+    return {
+        entry.key: ({field.key: str(field.value) for field in entry.fields}, entry.raw) for entry in library.entries
+    }
 
 
 def _paper(key: str, path: Path, fields: dict[str, str], raw: str) -> Paper:
@@ -143,7 +147,11 @@ def claim_texts(paper: Paper) -> list[ClaimText]:
     """The claims of a paper, in order, read from its file."""
     found = []
     for path in files(paper):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        constants = {
+            t.id: s.value for s in body if isinstance(s, ast.Assign) for t in s.targets if isinstance(t, ast.Name)
+        }
+        for node in body:
             if isinstance(node, ast.FunctionDef):
                 for decorator in node.decorator_list:
                     if isinstance(decorator, ast.Call) and ast.unparse(decorator.func).split(".")[-1] == "claim":
@@ -151,15 +159,18 @@ def claim_texts(paper: Paper) -> list[ClaimText]:
                         found.append(
                             ClaimText(
                                 name=node.name,
-                                statement=_text(decorator.args[0]),
+                                statement=_text(decorator.args[0], constants),
                                 expect=ast.unparse(words["expect"]) if "expect" in words else "",
-                                scaled_down=_text(words["scaled_down"]) if "scaled_down" in words else "",
+                                scaled_down=_text(words["scaled_down"], constants) if "scaled_down" in words else "",
                             )
                         )
     return found
 
 
-def _text(node: ast.expr) -> str:
+def _text(node: ast.expr, constants: dict[str, ast.expr]) -> str:
+    """A text, also where it stands under a name of its own in the same file."""
+    if isinstance(node, ast.Name) and node.id in constants:
+        node = constants[node.id]
     try:
         return str(ast.literal_eval(node))
     except ValueError:

@@ -28,7 +28,9 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
-Scale = Annotated[str, typer.Option(help="How large: `smoke` (does it run), `laptop` (the effect shows), `full` (as in the paper).")]
+Scale = Annotated[
+    str, typer.Option(help="How large: `smoke` (does it run), `laptop` (the effect shows), `full` (as in the paper).")
+]
 Device = Annotated[str, typer.Option(help="Where to compute: `cpu`, `cuda`, `mps`.")]
 
 
@@ -62,7 +64,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command("list")
 def list_papers(
     topic: Annotated[str | None, typer.Argument(help="Only this topic, e.g. `labels`.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only this kind: treatment, probe, estimator, model, dynamics.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Only this kind: treatment, probe, estimator, model, dynamics.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the papers: what each is good for and what became of its claims."""
@@ -81,7 +85,9 @@ def list_papers(
 
 
 @app.command("show")
-def show_paper(key: Annotated[str, typer.Argument(help="A paper's key, as `assay list` prints it.")], as_json: Json = False) -> None:
+def show_paper(
+    key: Annotated[str, typer.Argument(help="A paper's key, as `assay list` prints it.")], as_json: Json = False
+) -> None:
     """Explain one paper: the idea, how to import it, its claims and their last verdicts."""
     from assay import catalogue, show
 
@@ -106,7 +112,9 @@ def cite(keys: Annotated[list[str], typer.Argument(help="Keys of papers.")]) -> 
 
 @app.command()
 def run(
-    what: Annotated[list[str] | None, typer.Argument(help="`KEY`, `KEY:CLAIM` or a topic; several are allowed.")] = None,
+    what: Annotated[
+        list[str] | None, typer.Argument(help="`KEY`, `KEY:CLAIM` or a topic; several are allowed.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every claim of every paper.")] = False,
     seeds: Annotated[int, typer.Option(help="How many seeds: 0 to N-1. Those that are done are not run again.")] = 5,
     scale: Scale = "laptop",
@@ -139,7 +147,11 @@ def verdicts(
 
     known = catalogue.papers()
     topics = {paper.topic for paper in known.values()}
-    keys = [key for want in what or list(topics) for key in ([p.key for p in known.values() if p.topic == want] if want in topics else [want])]
+    keys = [
+        key
+        for want in what or list(topics)
+        for key in ([p.key for p in known.values() if p.topic == want] if want in topics else [want])
+    ]
     chosen = [catalogue.find(key) for key in dict.fromkeys(keys)]
     rows = show.verdict_rows(chosen)
     if as_json:
@@ -254,7 +266,9 @@ def _present(results: list[Result], as_json: bool) -> None:
     from assay.lab import evidence
 
     if as_json:
-        _print_json([{"paper": found.paper.key, "claim": found.claim.name, **evidence.as_dict(found)} for found in results])
+        _print_json(
+            [{"paper": found.paper.key, "claim": found.claim.name, **evidence.as_dict(found)} for found in results]
+        )
     else:
         show.print_results(results)
 

@@ -28,7 +28,7 @@ from typing import Any
 
 from assay.errors import AssayError
 
-#: Version of what the training loop and the lab compute, raised by hand when the same recipe would train differently.
+#: Version of what the training loop and the lab compute, raised by hand when the same recipe would train otherwise.
 #: It stands for the code of :data:`_INFRASTRUCTURE`, so that tidying that code does not throw away what was measured.
 PROTOCOL = 1
 _INFRASTRUCTURE = ("assay.errors", "assay.fingerprint", "assay.lab", "assay.paper", "assay.recipe", "assay.train.loop")
@@ -38,7 +38,7 @@ _WORDS_ONLY = {"claim"}
 
 
 def code_fingerprint(module: str, name: str) -> str:
-    """Fingerprint of one top-level definition and of all first-party code that it refers to, read from the source files.
+    """Fingerprint of one top-level definition and of all first-party code that it refers to, read from the files.
 
     Args:
         module: dotted name of the module, as in ``"assay.papers.labels.elr"``.
@@ -105,7 +105,8 @@ def _describe(value: object, reached: dict[str, str], where: str) -> str:
         return f"fingerprint:{own}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         inner = ",".join(
-            f"{f.name}={_describe(getattr(value, f.name), reached, f'{where}.{f.name}')}" for f in dataclasses.fields(value)
+            f"{f.name}={_describe(getattr(value, f.name), reached, f'{where}.{f.name}')}"
+            for f in dataclasses.fields(value)
         )
         return f"{_describe_code(type(value), reached, where)}({inner})"
     return _describe_array(value, reached, where)
@@ -149,7 +150,9 @@ def _describe_code(value: Any, reached: dict[str, str], where: str) -> str:
     try:
         tree = ast.parse(_expression_text(value))
     except (OSError, TypeError, SyntaxError) as error:
-        raise AssayError(f"{where} is {qualname}, whose source cannot be read ({error}): define it in a file.") from None
+        raise AssayError(
+            f"{where} is {qualname}, whose source cannot be read ({error}): define it in a file."
+        ) from None
     tree = _normalise(tree)
     text = ast.dump(tree)
     if isinstance(value, FunctionType):

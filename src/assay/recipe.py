@@ -93,7 +93,9 @@ class Recipe:
             if getattr(self, name) < least:
                 raise AssayError(f"Recipe.{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.accumulate > self.batch_size:
-            raise AssayError(f"Recipe.accumulate is {self.accumulate} with a batch_size of {self.batch_size}: parts would be empty.")
+            raise AssayError(
+                f"Recipe.accumulate is {self.accumulate} with a batch_size of {self.batch_size}: parts would be empty."
+            )
         if self.precision not in ("float32", "bfloat16"):
             raise AssayError(f"Recipe.precision is {self.precision!r}; it must be 'float32' or 'bfloat16'.")
 

@@ -15,7 +15,7 @@ from assay.train.schedules import cosine
 def lenet_on(data: Dataset, epochs: int = 8) -> Recipe:
     """A LeNet trained plainly: SGD, rate 0.05 falling along a cosine, momentum 0.9, batches of 64.
 
-    With the default 8 epochs on ``mnist5k`` the network classifies about 97.5 % of the test digits correctly.
+    With the default 8 epochs on ``mnist5k`` the network classifies about 97 % of the test digits correctly.
 
     Args:
         data: square images (N, C, S, S) with S a multiple of 4.

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from assay.lab.cache import Entry
     from assay.lab.evidence import Result
 
-COLOURS = {"holds": "green", "fails": "red", "inconclusive": "yellow", "stale": "magenta", "works": "green", "absent": "yellow", "broken": "red"}
+COLOURS = {
+    "holds": "green",
+    "fails": "red",
+    "inconclusive": "yellow",
+    "stale": "magenta",
+    "works": "green",
+    "absent": "yellow",
+    "broken": "red",
+}
 
 
 @cache
@@ -79,13 +87,25 @@ def paper_dict(paper: catalogue.Paper, whole: bool = False) -> dict[str, Any]:
 
 def print_papers(papers: Iterable[catalogue.Paper]) -> None:
     """A line a paper."""
-    table = _table("paper", "year", "topic", "kind", "verdicts", "what it is good for")
-    table.columns[4].no_wrap = True
+    table = _table("paper", "year", "topic", "kind", "verdicts", "title")
+    for column in table.columns[:5]:
+        column.no_wrap = True
+    table.columns[5].overflow = "ellipsis"
+    table.columns[5].no_wrap = True
     for paper in papers:
         entries = evidence.recorded(paper.key)
-        counts = {word: sum(e["verdict"] == word for e in entries.values()) for word in ("holds", "fails", "inconclusive")}
+        counts = {
+            word: sum(e["verdict"] == word for e in entries.values()) for word in ("holds", "fails", "inconclusive")
+        }
         marks = " ".join(f"[{COLOURS[word]}]{count} {word}[/]" for word, count in counts.items() if count)
-        table.add_row(f"[bold]{paper.key}[/]", str(paper.year), paper.topic, paper.kind, marks or "[dim]none yet[/]", escape(paper.summary))
+        table.add_row(
+            f"[bold]{paper.key}[/]",
+            str(paper.year),
+            paper.topic,
+            paper.kind,
+            marks or "[dim]none yet[/]",
+            escape(paper.title),
+        )
     console().print(table)
 
 
@@ -95,9 +115,10 @@ def print_paper(paper: catalogue.Paper) -> None:
     out.print(f"[bold]{escape(paper.title)}[/]")
     out.print(f"{escape(', '.join(paper.authors))}, {paper.year}  [dim]{escape(paper.link)}[/]")
     out.print(f"[dim]{paper.topic} / {paper.kind}; key: {paper.key}[/]\n")
-    out.print(Padding(escape(catalogue.lesson(paper)), (0, 2)))
+    for paragraph in catalogue.lesson(paper).split("\n\n"):
+        out.print(Padding(escape(" ".join(paragraph.split())) + "\n", (0, 2)))
     if paper.api:
-        out.print(f"\n[bold]use[/]\n  {escape(paper.api)}", highlight=False)
+        out.print(f"[bold]use[/]\n  {escape(paper.api)}", highlight=False)
     out.print("\n[bold]claims[/]")
     entries = evidence.recorded(paper.key)
     for text in catalogue.claim_texts(paper):
@@ -111,7 +132,12 @@ def print_paper(paper: catalogue.Paper) -> None:
         out.print(Padding(escape(text.statement), (0, 4)))
         if entry is not None:
             for test in entry["tests"]:
-                out.print(Padding(f"[dim]{escape(_test_text(test))}; {entry['seeds']} seeds, {entry['scale']}, {entry['date']}[/]", (0, 4)))
+                out.print(
+                    Padding(
+                        f"[dim]{escape(_test_text(test))}; {entry['seeds']} seeds, {entry['scale']}, {entry['date']}[/]",
+                        (0, 4),
+                    )
+                )
         if text.scaled_down:
             out.print(Padding(f"[dim]scaled down: {escape(text.scaled_down)}[/]", (0, 4)))
     out.print(f"\nrun it: [bold]assay run {paper.key}[/]", highlight=False)
@@ -128,9 +154,7 @@ def _number(value: float | None) -> str:
 
 def _test_text(test: Mapping[str, Any]) -> str:
     level = f"{100 * test['level']:.0f} %"
-    return (
-        f"{test['expectation']}: effect {test['effect']:+.4g} [{test['low']:+.4g}, {test['high']:+.4g}] ({level}), p = {test['p']:.2g}"
-    )
+    return f"{test['expectation']}: effect {test['effect']:+.4g} [{test['low']:+.4g}, {test['high']:+.4g}] ({level}), p = {test['p']:.2g}"
 
 
 def print_results(results: Sequence[Result]) -> None:
@@ -141,10 +165,20 @@ def print_results(results: Sequence[Result]) -> None:
         return
     for found in results:
         claim = found.claim
-        out.print(f"\n[bold]{found.paper.key}:{claim.name}[/]  {_colour(found.verdict.verdict)}  [dim]{len(found.rows)} seeds[/]")
+        out.print(
+            f"\n[bold]{found.paper.key}:{claim.name}[/]  {_colour(found.verdict.verdict)}  [dim]{len(found.rows)} seeds[/]"
+        )
         out.print(Padding(escape(claim.statement), (0, 2)))
         reported = {arm: (value, said) for said in claim.reported for arm, value in said.values.items()}
-        table = _table("arm", f"{claim.unit or 'value'}, mean", "lowest", "highest", "paper", "price", right=("lowest", "highest", "paper"))
+        table = _table(
+            "arm",
+            f"{claim.unit or 'value'}, mean",
+            "lowest",
+            "highest",
+            "paper",
+            "price",
+            right=("lowest", "highest", "paper"),
+        )
         table.columns[1].justify = "right"
         control = _control(found)
         for arm in found.arms:
@@ -152,6 +186,8 @@ def print_results(results: Sequence[Result]) -> None:
             said = _number(reported[arm][0]) if arm in reported else ""
             cells = [_number(v) for v in (found.mean(arm), min(values), max(values))]
             table.add_row(escape(arm), *cells, said, _price(found, arm, control))
+        if claim.unit:
+            out.print(Padding(f"[dim]in: {escape(claim.unit)}[/]", (0, 2)))
         out.print(Padding(table, (0, 2)))
         for said_once in claim.reported:
             out.print(Padding(f"[dim]paper: {escape(said_once.what)} ({escape(said_once.where)})[/]", (0, 2)))
@@ -182,10 +218,17 @@ def _price(found: Result, arm: str, control: str | None) -> str:
             text += f" (x{price['seconds'] / against:.2f})"
         parts.append(text)
     if "parameters" in price:
-        parts.append(f"{price['parameters']:,.0f} parameters")
+        parts.append(f"{_size(price['parameters'])} parameters")
     if "flops" in price:
-        parts.append(f"{price['flops'] / 1e6:.3g} MFLOP")
+        parts.append(f"{_size(price['flops'])}FLOP")
     return ", ".join(parts)
+
+
+def _size(count: float) -> str:
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= factor:
+            return f"{count / factor:.3g} {letter}"
+    return f"{count:.0f} "
 
 
 def verdict_rows(papers: Iterable[catalogue.Paper]) -> list[dict[str, Any]]:
@@ -203,7 +246,13 @@ def verdict_rows(papers: Iterable[catalogue.Paper]) -> list[dict[str, Any]]:
             keep = ("verdict", "seeds", "scale", "p", "date", "tests", "rerun")
             stale = evidence.is_stale(paper, text.name, entry)
             rows.append(
-                {"paper": paper.key, "topic": paper.topic, "claim": text.name, "stale": stale, **{name: entry[name] for name in keep}}
+                {
+                    "paper": paper.key,
+                    "topic": paper.topic,
+                    "claim": text.name,
+                    "stale": stale,
+                    **{name: entry[name] for name in keep},
+                }
             )
     tested = [row for row in rows if row.get("p") is not None]
     for row, q in zip(tested, adjust([row["p"] for row in tested]), strict=True):
@@ -229,7 +278,11 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
     text = f"{len(held)} hold, {sum(r['verdict'] == 'fails' for r in rows)} fail, "
     text += f"{sum(r['verdict'] == 'inconclusive' for r in rows)} inconclusive, {sum(bool(r.get('stale')) for r in rows)} stale."
     text += " q is the p-value corrected for the number of claims (Benjamini-Hochberg)"
-    text += f"; {len(doubtful)} of those that hold have q above 0.05." if doubtful else "; all that hold have q of at most 0.05."
+    text += (
+        f"; {len(doubtful)} of those that hold have q above 0.05."
+        if doubtful
+        else "; all that hold have q of at most 0.05."
+    )
     console().print(textwrap.fill(text, 100), highlight=False)
 
 
@@ -249,18 +302,30 @@ def print_data(rows: Iterable[Any]) -> None:
         here = "[green]yes[/]" if row.here else "[dim]no[/]"
         table.add_row(f"[bold]{row.name}[/]", here, size, row.task, row.tier, escape(row.licence), escape(row.what))
     console().print(table)
-    console().print("`assay data fetch NAME` brings one; ASSAY_MIRROR names a folder or URL that is tried first.", highlight=False)
+    console().print(
+        "`assay data fetch NAME` brings one; ASSAY_MIRROR names a folder or URL that is tried first.", highlight=False
+    )
 
 
 def print_cache(entries: Sequence[Entry]) -> None:
     """A line for each kept piece of work."""
     table = _table("fingerprint", "kind", "what", "took", "size", "made", right=("took", "size"))
     for entry in entries:
-        table.add_row(entry.fingerprint[:10], entry.kind, escape(entry.what), f"{entry.seconds:.1f} s", f"{entry.bytes / 1e6:.1f} MB", entry.made[:16])
+        table.add_row(
+            entry.fingerprint[:10],
+            entry.kind,
+            escape(entry.what),
+            f"{entry.seconds:.1f} s",
+            f"{entry.bytes / 1e6:.1f} MB",
+            entry.made[:16],
+        )
     console().print(table)
     total = sum(entry.bytes for entry in entries) / 1e6
     saved = sum(entry.seconds for entry in entries) / 60
-    console().print(f"{len(entries)} entries, {total:.1f} MB, {saved:.1f} minutes of work. `assay cache prune` removes.", highlight=False)
+    console().print(
+        f"{len(entries)} entries, {total:.1f} MB, {saved:.1f} minutes of work. `assay cache prune` removes.",
+        highlight=False,
+    )
 
 
 def print_findings(findings: Iterable[Mapping[str, Any]]) -> None:

@@ -42,13 +42,15 @@ class Split:
     _versions: tuple[int, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.inputs, Tensor | tuple):
+            raise AssayError(f"Inputs are a {type(self.inputs).__name__}; give a tensor or a tuple of strings.")
         if len(self.inputs) != len(self.labels):
             raise AssayError(
                 f"A split has {len(self.inputs)} inputs but {len(self.labels)} labels; give each input one label."
             )
         if self.clean_labels is not None and self.clean_labels.shape != self.labels.shape:
             raise AssayError("clean_labels must have the shape of labels; give every example its true label.")
-        object.__setattr__(self, "_versions", tuple(tensor._version for tensor in self._tensors()))
+        object.__setattr__(self, "_versions", tuple(_version(tensor) for tensor in self._tensors()))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -69,7 +71,7 @@ class Split:
         return [part for part in (self.inputs, self.labels, self.clean_labels) if isinstance(part, Tensor)]
 
     def _was_written(self) -> bool:
-        return self._versions != tuple(tensor._version for tensor in self._tensors())
+        return self._versions != tuple(_version(tensor) for tensor in self._tensors())
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +146,7 @@ class Dataset:
         for part, split in self._splits():
             if split._was_written():
                 raise AssayError(
-                    f"Somebody wrote into the {part} tensors of data set {self.name!r}; start anew and write into a .clone()."
+                    f"Somebody wrote into the {part} tensors of data set {self.name!r}; write into a .clone() instead."
                 )
 
     @cached_property
@@ -200,7 +202,7 @@ class Dataset:
         if include_true and kind != "symmetric":
             raise AssayError("include_true belongs to symmetric label noise; leave it out for other kinds.")
         table = None if matrix is None else _row_stochastic(matrix, self.num_classes)
-        generator = torch.Generator().manual_seed(seed)
+        generator = _generator("flip_labels", seed)
         changes = {
             part: _flip(split, rate, kind, include_true, table, self.num_classes, generator)
             for part, split in (("train", self.train), ("valid", self.valid))
@@ -213,7 +215,7 @@ class Dataset:
     def subset(self, train: int | None = None, test: int | None = None, seed: int = 0) -> Dataset:
         """Keep so many training and test examples, each class in proportion and in order; ``None`` keeps all."""
         changes: dict[str, Split] = {}
-        generator = torch.Generator().manual_seed(seed)
+        generator = _generator("subset", seed)
         for part, wanted in (("train", train), ("test", test)):
             if wanted is None:
                 continue
@@ -242,7 +244,7 @@ class Dataset:
         profile = ratio**-steps  # (K,)
         counts = torch.bincount(self.train.labels, minlength=self.num_classes).double()  # (K,)
         kept = (profile * (counts / profile).min()).round().clamp_min(1).long()
-        order = torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(len(self.train), generator=_generator("long_tail", seed))
         chosen = []
         for label, n in enumerate(kept.tolist()):
             members = order[self.train.labels[order] == label]
@@ -263,7 +265,7 @@ class Dataset:
         assert isinstance(test, Tensor)
         low, high = _range(images)
         scale = (high - low).clamp_min(1e-12)
-        damaged = corrupt_images((test - low) / scale, kind, severity, seed) * scale + low
+        damaged = corrupt_images((test - low) / scale, kind, severity, _generator("shift", seed)) * scale + low
         return self._but(
             f"shift(kind={kind!r}, severity={severity}, seed={seed})",
             test=Split(damaged, self.test.labels, self.test.clean_labels),
@@ -277,7 +279,7 @@ class Dataset:
                 f"A holdout of {fraction} of {len(self.train)} training examples leaves one side empty; "
                 "give a fraction between 0 and 1 that leaves some on both."
             )
-        moved = stratified(self.train.labels, count, torch.Generator().manual_seed(seed))
+        moved = stratified(self.train.labels, count, _generator("holdout", seed))
         stays = torch.ones(len(self.train), dtype=torch.bool)
         stays[moved] = False
         valid = self.train.take(moved)
@@ -358,6 +360,21 @@ def stratified(labels: Tensor, count: int, generator: torch.Generator) -> Tensor
         members = (labels[order] == label).nonzero().flatten()
         place[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
     return order[place.argsort(stable=True)[:count]].sort().values
+
+
+def _generator(step: str, seed: int) -> torch.Generator:
+    """Random numbers of one step alone.
+
+    People give one seed to the corruption and to the training. Without the step's name in it, the permutation that picks
+    the wrong labels would be the order of the first epoch, and all wrong labels would come first.
+    """
+    digest = hashlib.blake2b(f"{step} {seed}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to in place; tensors made in inference mode do not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _flip(
@@ -461,17 +478,18 @@ def _content_digest(content: Inputs | None) -> bytes:
             _update_text(digest, text)
         return digest.digest()
     known = _DIGESTS.get(content)
-    if known is not None and known[0] == content._version:
+    if known is not None and known[0] == _version(content):
         return bytes(known[1])
     _update_text(digest, f"{content.dtype} {tuple(content.shape)}")
     digest.update(tensor_bytes(content))
-    _DIGESTS[content] = (content._version, digest.digest())
+    _DIGESTS[content] = (_version(content), digest.digest())
     return digest.digest()
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:
     """The values of a tensor as bytes, row by row; no copy where it lies so in memory already."""
-    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    values: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(values)
 
 
 def _update_text(digest: hashlib.blake2b, text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from assay.data.registry import Entry, File, find
 from assay.errors import AssayError
 from assay.paths import data_dir
 
+_LOG = logging.getLogger("assay.data")
 _TIMEOUT = 30  # seconds without a byte before an address is given up
 
 
@@ -68,6 +70,7 @@ def _obtain(file: File, *, or_none: bool) -> Path | None:
                 failures = []
                 for way in _ways(file):
                     arrived = Path(folder) / "arrived"
+                    _LOG.info("Fetching %s (%.1f MB) from %s", file.path, file.size / 1e6, way)
                     try:
                         _bring(way, arrived, file)
                     except _NotThere as reason:
@@ -102,7 +105,7 @@ def _ways(file: File) -> Iterator[str]:
 
 
 def _bring(way: str, arrived: Path, file: File) -> None:
-    """Write what is found at ``way`` to ``arrived``: a path or URL, perhaps with ``!member``, or ``pip:NAME==VERSION``."""
+    """Write what is at ``way`` to ``arrived``: a path or URL, perhaps with ``!member``, or ``pip:NAME==VERSION``."""
     if way.startswith("pip:"):
         _bring_by_pip(way.removeprefix("pip:"), arrived)
         return

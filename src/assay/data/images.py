@@ -133,7 +133,7 @@ def _four_idx(entry: Entry) -> dict[str, Tensor]:
 
 
 def _split(raw: Mapping[str, Tensor], part: str) -> Split:
-    return Split(torch.div(raw[f"{part}_images"], 255), raw[f"{part}_labels"].long())
+    return Split(raw[f"{part}_images"].float().div_(255), raw[f"{part}_labels"].long())
 
 
 def _cifar10_archive(place: Path) -> dict[str, Tensor]:

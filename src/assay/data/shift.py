@@ -16,21 +16,20 @@ from torch.nn import functional as F
 from assay.errors import AssayError
 
 
-def corrupt_images(images: Tensor, kind: str, severity: int, seed: int) -> Tensor:
+def corrupt_images(images: Tensor, kind: str, severity: int, generator: torch.Generator) -> Tensor:
     """Corrupt images in [0, 1]; the result is clamped to [0, 1].
 
     Args:
         images: (N, C, H, W) float.
         kind: a name of ``CORRUPTIONS``.
         severity: 1 to 5.
-        seed: draws the same noise at every severity, so that damage grows with severity on every image.
+        generator: seeded alike, it draws the same noise at every severity, so that damage grows on every image.
     """
     if kind not in CORRUPTIONS:
         raise AssayError(f"There is no shift {kind!r}; choose one of {', '.join(CORRUPTIONS)}.")
     if severity not in (1, 2, 3, 4, 5):
         raise AssayError(f"The severity of a shift is {severity}; give a whole number from 1 to 5.")
     function, strengths = CORRUPTIONS[kind]
-    generator = torch.Generator().manual_seed(seed)
     return function(images, strengths[severity - 1], generator).clamp(0.0, 1.0)
 
 

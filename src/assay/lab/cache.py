@@ -84,7 +84,8 @@ def _size(text: str) -> float:
     match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)i?b?\s*", text, re.IGNORECASE)
     if not match:
         raise AssayError(f"{text!r} is no size: write it like 500MB or 2GB.")
-    return float(match[1]) * 1000 ** " kmgt".index(match[2].lower() or " ")
+    power = " kmgt".index(match[2].lower() or " ")
+    return float(match[1]) * float(1000**power)
 
 
 def remove(doomed: list[Entry]) -> None:

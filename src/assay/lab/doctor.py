@@ -68,12 +68,18 @@ def _cache() -> tuple[str, str]:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            return "broken", f"{folder} cannot be made ({error.strerror}): set ASSAY_HOME to a folder that can be written"
+            return (
+                "broken",
+                f"{folder} cannot be made ({error.strerror}): set ASSAY_HOME to a folder that can be written",
+            )
         if not os.access(folder, os.W_OK):
             return "broken", f"{folder} cannot be written: set ASSAY_HOME to a folder that can"
     kept = entries()
     free = shutil.disk_usage(trained_dir()).free / 1e9
-    return "works", f"{len(kept)} trainings, {sum(e.bytes for e in kept) / 1e6:.0f} MB in {trained_dir()}, {free:.0f} GB free"
+    return (
+        "works",
+        f"{len(kept)} trainings, {sum(e.bytes for e in kept) / 1e6:.0f} MB in {trained_dir()}, {free:.0f} GB free",
+    )
 
 
 def _pip() -> tuple[str, str]:

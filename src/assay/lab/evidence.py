@@ -1,8 +1,8 @@
-"""Evidence: verdicts recorded into the repository, ``evidence/<key>.json``, with everything that they rest on.
+"""Evidence: verdicts recorded into the repository, ``evidence/<key>.json``, with all that they rest on.
 
-The file holds every arm's value of every seed, the curves (mean over seeds and the seeds' range), intervals, prices, machine,
-versions, date and the fingerprint of the code. Evidence whose code has changed since is *stale*, which is told from the source
-files alone.
+The file holds every arm's value of every seed, the curves (mean over seeds and the seeds' range), intervals, prices,
+machine, versions, date and the fingerprint of the code. Evidence whose code has changed since is *stale*, which is told
+from the source files alone.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def recorded(key: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError) as error:
-        raise AssayError(f"{path} cannot be read ({error}): restore it, or record it again with `assay record {key}`.") from error
+        raise AssayError(
+            f"{path} cannot be read ({error}): restore it, or record it again with `assay record {key}`."
+        ) from error
     return claims
 
 
@@ -84,7 +86,9 @@ class Result:
         }
 
 
-def result(paper: Paper, claim: Claim, ledger: Ledger, scale: str, device: str, code: str, seeds: int | None = None) -> Result | None:
+def result(
+    paper: Paper, claim: Claim, ledger: Ledger, scale: str, device: str, code: str, seeds: int | None = None
+) -> Result | None:
     """What the ledger says of a claim for its present code; ``None`` where nothing is done yet."""
     rows = ledger.done(paper.key, claim.name, scale, device, code)
     if seeds is not None:
@@ -139,7 +143,10 @@ def _curves(rows: Mapping[int, Row]) -> dict[str, Any]:
         found = [row.curves[arm] for row in rows.values()]
         names = {"x_name": found[0]["x_name"], "y_name": found[0]["y_name"]}
         if all(line["x"] == found[0]["x"] for line in found):
-            columns = [[value for value in column if value is not None] for column in zip(*(line["y"] for line in found), strict=True)]
+            columns = [
+                [value for value in column if value is not None]
+                for column in zip(*(line["y"] for line in found), strict=True)
+            ]
             lines[arm] = {
                 **names,
                 "x": found[0]["x"],
@@ -148,7 +155,12 @@ def _curves(rows: Mapping[int, Row]) -> dict[str, Any]:
                 "high": [_short(max(column)) if column else None for column in columns],
             }
         else:
-            lines[arm] = {**names, "seeds": {str(seed): {"x": row.curves[arm]["x"], "y": row.curves[arm]["y"]} for seed, row in rows.items()}}
+            lines[arm] = {
+                **names,
+                "seeds": {
+                    str(seed): {"x": row.curves[arm]["x"], "y": row.curves[arm]["y"]} for seed, row in rows.items()
+                },
+            }
     return lines
 
 
@@ -163,6 +175,9 @@ def record(results: list[Result]) -> list[Path]:
         mine = [found for found in results if found.paper.key == key]
         claims = {**recorded(key), **{found.claim.name: as_dict(found) for found in mine}}
         path = folder() / f"{key}.json"
-        write_json(path, {"paper": key, "recorded": datetime.now(UTC).date().isoformat(), "claims": dict(sorted(claims.items()))})
+        write_json(
+            path,
+            {"paper": key, "recorded": datetime.now(UTC).date().isoformat(), "claims": dict(sorted(claims.items()))},
+        )
         written.append(path)
     return written

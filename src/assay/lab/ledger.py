@@ -149,7 +149,9 @@ class Ledger:
 
     def _unreadable(self, error: DatabaseError) -> AssayError:
         place = self._engine.url.database or self._engine.url.render_as_string(hide_password=True)
-        return AssayError(f"The ledger {place} cannot be used ({error.orig}): move it away, or name another with ASSAY_LEDGER.")
+        return AssayError(
+            f"The ledger {place} cannot be used ({error.orig}): move it away, or name another with ASSAY_LEDGER."
+        )
 
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:

@@ -16,7 +16,11 @@ from typing import Any
 @cache
 def machine() -> dict[str, Any]:
     """Processor, cores and system of this machine (no host name, no user)."""
-    return {"processor": _processor(), "cores": os.cpu_count() or 1, "system": f"{platform.system()} {platform.machine()}"}
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 def _processor() -> str:
@@ -48,7 +52,9 @@ def commit() -> str:
     if not (root / ".git").exists():
         return ""
     try:
-        head = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10)
+        head = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True, timeout=10
+        )
         changed = subprocess.run(
             ["git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", "src"],
             capture_output=True,

@@ -7,7 +7,15 @@ from collections import Counter
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from assay import catalogue
 from assay.data import available
@@ -56,7 +64,9 @@ def _check(what: list[str], everything: bool, scale: str, workers: int, device: 
     from assay.lab.lab import SCALES
 
     if not what and not everything:
-        raise AssayError("Nothing was named: give a paper's key, KEY:CLAIM, a topic, or --all; `assay list` shows them.")
+        raise AssayError(
+            "Nothing was named: give a paper's key, KEY:CLAIM, a topic, or --all; `assay list` shows them."
+        )
     if scale not in SCALES:
         raise AssayError(f"--scale is {scale!r}: choose one of {', '.join(SCALES)}.")
     if workers < 0:
@@ -68,7 +78,9 @@ def _check(what: list[str], everything: bool, scale: str, workers: int, device: 
         raise AssayError(f"--device is {device!r}: choose cpu, cuda or mps.")
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[kind]:
-        raise AssayError(f"This machine has no {kind} device that torch can use: `assay doctor` says more; --device cpu works.")
+        raise AssayError(
+            f"This machine has no {kind} device that torch can use: `assay doctor` says more; --device cpu works."
+        )
 
 
 def _runnable(
@@ -127,7 +139,9 @@ class _Watcher:
             if details["status"] != "done":
                 self.failures.append((unit, details["status"], details["error"]))
             if not self.console.is_terminal:
-                self.console.print(f"[{self.finished}/{self.total}] {unit.name}: {details['status']}, {details['seconds']:.1f} s")
+                self.console.print(
+                    f"[{self.finished}/{self.total}] {unit.name}: {details['status']}, {details['seconds']:.1f} s"
+                )
         self.progress.update(self.whole, completed=round(self.finished + sum(self.fractions.values()), 2))
 
     def print_failures(self) -> None:

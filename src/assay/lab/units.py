@@ -112,7 +112,9 @@ def _numbers(unit: Unit, measured: Mapping[str, float | Curve]) -> dict[str, Any
     for arm, value in measured.items():
         number = value.number if isinstance(value, Curve) else float(value)
         if not math.isfinite(number):
-            raise AssayError(f"{unit.key}:{unit.claim} measured {number} for {arm!r}, which is no number: nothing can be said of it.")
+            raise AssayError(
+                f"{unit.key}:{unit.claim} measured {number} for {arm!r}, which is no number: nothing can be said of it."
+            )
         values[arm] = number
         if isinstance(value, Curve):
             x = list(value.x) if value.x is not None else list(range(1, len(value.y) + 1))

@@ -138,7 +138,9 @@ class _Inputs:
     def __init__(self, split: Split, device: torch.device, channels_last: bool) -> None:
         inputs = split.inputs
         if not isinstance(inputs, Tensor):
-            raise AssayError("The data set holds texts; encode them as token ids (assay.nn.text) before training on them.")
+            raise AssayError(
+                "The data set holds texts; encode them as token ids (assay.nn.text) before training on them."
+            )
         self.device = device
         self.channels_last = channels_last and inputs.dim() == 4
         self.resident = inputs.numel() * inputs.element_size() <= RESIDENT_BYTES
@@ -206,7 +208,11 @@ class _Loop:
         while run.epoch < run.epochs and not run.stop:
             if self.at == 0:
                 count = len(run.data.train)
-                self.order = torch.randperm(count, generator=self.order_generator) if self.recipe.shuffle else torch.arange(count)
+                self.order = (
+                    torch.randperm(count, generator=self.order_generator)
+                    if self.recipe.shuffle
+                    else torch.arange(count)
+                )
                 self.order = self.order.to(self.device)
                 self.hits.zero_()
                 self.model.train()
@@ -245,7 +251,7 @@ class _Loop:
                 hook.before_loss(run)
             extra = (part,) if self.indexed else ()
             run.loss = self.loss(run.logits, run.labels, *extra)
-            (run.loss if share == 1 else run.loss * share).backward()  # type: ignore[no-untyped-call]
+            (run.loss if share == 1 else run.loss * share).backward()
             self.losses[self.at] += run.loss.detach() * share
             if self.classifies and run.labels.dim() == 1:
                 self.hits += (run.logits.detach().argmax(dim=1) == run.labels).sum()
@@ -359,7 +365,9 @@ def _optimizer(recipe: Recipe, parameters: list[nn.Parameter], device: torch.dev
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, split: Split, device: torch.device, inputs: _Inputs | None = None, chunk: int = 1024) -> Tensor:
+def _outputs(
+    model: nn.Module, split: Split, device: torch.device, inputs: _Inputs | None = None, chunk: int = 1024
+) -> Tensor:
     """Outputs of a network in evaluation mode for a whole split, in order."""
     if inputs is None:
         inputs = _Inputs(split, device, any(isinstance(m, nn.Conv2d) for m in model.modules()))

@@ -1,4 +1,4 @@
-"""Learning-rate schedules, each ``(optimizer, steps) -> LRScheduler`` for ``Recipe(schedule=...)``; all are torch's own.
+"""Learning-rate schedules, each ``(optimizer, steps) -> LRScheduler`` for ``Recipe(schedule=...)``, made of torch's own.
 
 Use ``functools.partial`` for their arguments: ``schedule=partial(warmup_cosine, warmup=0.1)``.
 """
@@ -20,7 +20,9 @@ def warmup_cosine(optimizer: Optimizer, steps: int, warmup: float = 0.05) -> LRS
     """Linear warm-up over the fraction ``warmup`` of all steps, then half a cosine to 0."""
     first = max(1, round(warmup * steps))
     rise = LinearLR(optimizer, start_factor=1 / (first + 1), total_iters=first)
-    return SequentialLR(optimizer, [rise, CosineAnnealingLR(optimizer, T_max=max(1, steps - first))], milestones=[first])
+    return SequentialLR(
+        optimizer, [rise, CosineAnnealingLR(optimizer, T_max=max(1, steps - first))], milestones=[first]
+    )
 
 
 def linear(optimizer: Optimizer, steps: int, final: float = 0.0) -> LRScheduler:
@@ -29,5 +31,5 @@ def linear(optimizer: Optimizer, steps: int, final: float = 0.0) -> LRScheduler:
 
 
 def steps_at(optimizer: Optimizer, steps: int, at: Sequence[float], gamma: float) -> LRScheduler:
-    """Multiply the rate by ``gamma`` at each fraction ``at`` of the training, e.g. ``at=(0.3, 0.6, 0.8), gamma=0.2``."""
+    """Multiply the rate by ``gamma`` at each fraction ``at`` of the training: ``at=(0.3, 0.6, 0.8), gamma=0.2``."""
     return MultiStepLR(optimizer, milestones=[round(fraction * steps) for fraction in at], gamma=gamma)

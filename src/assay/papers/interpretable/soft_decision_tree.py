@@ -14,11 +14,6 @@ over the leaves, is meant and used here.
 
 from __future__ import annotations
 
-import base64
-import struct
-import zlib
-from functools import partial
-from html import escape
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,13 +24,9 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-from assay.paper import Cost, Curve, Higher, Reported, Score, claim
 
 if TYPE_CHECKING:
-    from assay.lab import Lab
-    from assay.paper import Measured
+    pass
 
 Mode = Literal["path", "mixture"]
 

@@ -143,13 +143,11 @@ class _Replicas:
         stage, keep = self.stage, None
         if stage.shift or stage.dropout:
             drawn = [draws(generator, len(pixels), stage) for generator in generators]
-            places = [_PATCHES[shifts[:, 0], shifts[:, 1]] for shifts, _ in drawn]  # S times (M, 1600)
-            patches = np.stack([np.take_along_axis(pixels, place, axis=1) for place in places], axis=1)
+            patches = _patches(pixels, np.stack([shifts for shifts, _ in drawn], axis=1))
             if stage.dropout:
                 keep = np.stack([kept.reshape(-1, 12, 16).swapaxes(1, 2) for _, kept in drawn], axis=1)  # (M, S, 16, 12)
         else:
-            patches = pixels[:, None, _PATCHES[0, 0]]
-        patches = patches.reshape(len(pixels), -1, 64, 25)
+            patches = _patches(pixels, np.zeros((len(pixels), 1, 2), np.int64))
         sgd = stage.optimizer == "sgd"
         for step in range(len(pixels)):
             self.forward(patches[step], keep[step] if keep is not None else None)
@@ -307,7 +305,7 @@ def _packed(net: LeCun1989, places: Ints) -> Floats:
 def _patch_places() -> Ints:
     """(3, 3, 1600): where in a row of 257 pixels the 64 patches of 25 lie, after a circular shift by (dy, dx).
 
-    Indices -1 of a shift mean -1, as Python counts from the end.
+    A shift of -1 is found at index -1, as Python counts from the end.
     """
     at = 2 * np.arange(8)[:, None] + np.arange(5) - 2  # (8, 5): the row (or column) of a patch's pixel
     inside = (at >= 0) & (at < 16)
@@ -320,4 +318,13 @@ def _patch_places() -> Ints:
     return places
 
 
-_PATCHES = _patch_places()
+_PATCH_PLACES = _patch_places()
+
+
+def _patches(pixels: Floats, shifts: Ints) -> Floats:
+    """Patches (M, S, 64, 25) of the images (M, 257), shifted as ``shifts`` (M, S, 2) says."""
+    patches = np.empty((*shifts.shape[:2], 1600), np.float32)
+    for dy, dx in np.unique(shifts.reshape(-1, 2), axis=0):
+        image, replica = np.nonzero((shifts == (dy, dx)).all(axis=2))
+        patches[image, replica] = pixels[image][:, _PATCH_PLACES[dy, dx]]
+    return patches.reshape(*shifts.shape[:2], 64, 25)

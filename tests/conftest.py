@@ -1,0 +1,42 @@
+"""What every test may rely on: one thread, no other person's cache, and data sets that are here or a visible skip."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty ASSAY_HOME of this test's own."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("ASSAY_HOME", str(folder))
+    monkeypatch.delenv("ASSAY_LEDGER", raising=False)
+    yield folder
+
+
+@pytest.fixture
+def table() -> object:
+    """A small classification table that a network learns in a moment: two noisy half-spaces in eight dimensions."""
+    from assay.data import Dataset, Split
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(600, 8, generator=generator)
+    labels = (inputs[:, 0] + inputs[:, 1] > 0).long()
+    return Dataset(
+        name="half-spaces",
+        task="classification",
+        train=Split(inputs[:400], labels[:400]),
+        valid=Split(inputs[400:400], labels[400:400]),
+        test=Split(inputs[400:], labels[400:]),
+        classes=("below", "above"),
+        licence="made here",
+        source="tests",
+    )

@@ -1,0 +1,252 @@
+"""The training loop: right, repeatable bit for bit, resumable in the middle, and clear when it goes wrong."""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from assay.data import Dataset, Split
+from assay.errors import AssayError
+from assay.nn import ConvNet, mlp
+from assay.recipe import Recipe, per_example
+from assay.train.hooks import Hook, Run
+from assay.train.loop import fit
+from assay.train.schedules import cosine, linear, steps_at, warmup_cosine
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
+
+
+def jitter(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    return inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
+
+
+def weights(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_equals_a_plain_loop_written_by_hand(table: Dataset) -> None:
+    recipe = Recipe(table, model=partial(mlp, 8, 2, (16,)), epochs=3, batch_size=64, optimizer=partial(torch.optim.SGD, lr=0.1))
+    trained = fit(recipe, seed=5)
+
+    torch.manual_seed(5)
+    model = mlp(8, 2, (16,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    order = torch.Generator().manual_seed(5)
+    assert isinstance(table.train.inputs, Tensor)
+    for _ in range(3):
+        for rows in torch.randperm(400, generator=order).split(64):
+            optimizer.zero_grad()
+            F.cross_entropy(model(table.train.inputs[rows]), table.train.labels[rows]).backward()
+            optimizer.step()
+    torch.testing.assert_close(weights(trained.model), weights(model), atol=1e-6, rtol=1e-5)
+
+
+def test_learns_and_tells_its_history_and_price(table: Dataset) -> None:
+    trained = fit(Recipe(table, model=partial(mlp, 8, 2), epochs=8, batch_size=32), seed=0)
+    assert trained.accuracy() > 0.9
+    assert trained.accuracy() == trained.history["test_accuracy"][-1]
+    assert trained.accuracy().cost.parameters == sum(p.numel() for p in trained.model.parameters())
+    assert len(trained.history["train_loss"]) == 8
+    assert trained.history["train_loss"][-1] < trained.history["train_loss"][0]
+    assert not trained.model.training
+    # multiply and add of three matrices: 2 (8 x 256 + 256 x 256 + 256 x 2)
+    assert trained.flops == 2 * (8 * 256 + 256 * 256 + 256 * 2)
+
+
+def test_same_seed_same_bits_other_seed_other_bits(table: Dataset) -> None:
+    recipe = Recipe(table, model=net, epochs=2, augment=jitter, schedule=cosine)
+    first, again, other = (weights(fit(recipe, seed).model) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_leaves_the_callers_random_stream_alone(table: Dataset) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    fit(Recipe(table, model=net, epochs=1), seed=9)
+    assert torch.equal(torch.rand(2), expected)
+
+
+class Interrupted(Exception):
+    pass
+
+
+@dataclass(frozen=True)
+class MeanOfLosses(Hook):
+    """Keeps something on the way, as hooks of papers do."""
+
+    def on_start(self, run: Run) -> None:
+        run.memory["total"] = torch.zeros(())
+
+    def after_step(self, run: Run) -> None:
+        run.memory["total"] += run.loss.detach()
+
+
+class Remembers(nn.Module):
+    """A loss with memory per example."""
+
+    seen: Tensor
+
+    def __init__(self, num_examples: int) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(num_examples))
+
+    def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
+        self.seen[index] += 1
+        return (F.cross_entropy(logits, labels, reduction="none") / self.seen[index].sqrt()).mean()
+
+
+def interrupting(limit: int, checkpoint: Path, recipe: Recipe) -> None:
+    """Train until step ``limit`` has been checkpointed, then fall over like a killed process would."""
+
+    @dataclass(frozen=True)
+    class Fall(Hook):
+        def after_step(self, run: Run) -> None:
+            if run.step > limit:
+                raise Interrupted
+
+    with pytest.raises(Interrupted):
+        fit(recipe.replace(hooks=(*recipe.hooks, Fall())), seed=4, checkpoint=checkpoint, checkpoint_seconds=0.0)
+
+
+@pytest.mark.parametrize("limit", [1, 6, 7, 13])
+def test_resumes_in_the_middle_bit_for_bit(table: Dataset, tmp_path: Path, limit: int) -> None:
+    recipe = Recipe(
+        table,
+        model=net,
+        loss=per_example(Remembers),
+        optimizer=partial(torch.optim.AdamW, lr=0.01),
+        schedule=warmup_cosine,
+        augment=jitter,
+        hooks=(MeanOfLosses(),),
+        epochs=3,
+        batch_size=64,
+    )
+    straight = fit(recipe, seed=4)
+    checkpoint = tmp_path / "training.checkpoint"
+    interrupting(limit, checkpoint, recipe)
+    assert checkpoint.exists()
+    resumed = fit(recipe, seed=4, checkpoint=checkpoint)
+    assert torch.equal(weights(resumed.model), weights(straight.model))
+    assert resumed.history == straight.history
+    assert torch.equal(resumed.memory["total"], straight.memory["total"])
+    assert not checkpoint.exists()
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole_batch(table: Dataset) -> None:
+    recipe = Recipe(table, model=partial(mlp, 8, 2, (16,)), epochs=2, batch_size=64)
+    whole, parts = fit(recipe, 0), fit(recipe.replace(accumulate=3), 0)
+    torch.testing.assert_close(weights(whole.model), weights(parts.model), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(whole.history["train_loss"]), torch.tensor(parts.history["train_loss"]))
+
+
+def test_names_the_step_at_which_the_loss_is_not_finite(table: Dataset) -> None:
+    recipe = Recipe(table, model=partial(mlp, 8, 2), optimizer=partial(torch.optim.SGD, lr=1e30), epochs=3, batch_size=100)
+    with pytest.raises(AssayError, match=r"not finite .* epoch 1, step [234] of 4 .*lower the learning rate"):
+        fit(recipe, seed=0)
+
+
+def test_hooks_see_their_moments_in_order(table: Dataset) -> None:
+    seen: list[str] = []
+
+    @dataclass(frozen=True)
+    class Watch(Hook):
+        def on_start(self, run: Run) -> None:
+            seen.append("start")
+
+        def before_loss(self, run: Run) -> None:
+            assert run.logits.shape == (len(run.index), 2)
+            seen.append("loss")
+
+        def after_backward(self, run: Run) -> None:
+            assert all(p.grad is not None for p in run.model.parameters())
+            seen.append("backward")
+
+        def after_step(self, run: Run) -> None:
+            seen.append("step")
+
+        def after_epoch(self, run: Run) -> None:
+            assert len(run.history["train_loss"]) == run.epoch
+            seen.append("epoch")
+            run.stop = True
+
+    fit(Recipe(table, model=net, epochs=5, batch_size=200, hooks=(Watch(),)), seed=0)
+    assert seen == ["start", "loss", "backward", "step", "loss", "backward", "step", "epoch"]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last"),
+    [(cosine, 0.0), (linear, 0.0), (partial(linear, final=0.1), 0.1), (partial(steps_at, at=(0.5,), gamma=0.2), 0.2), (warmup_cosine, 0.0)],
+)
+def test_schedules_end_where_they_say(schedule: object, last: float) -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    scheduler = schedule(optimizer, 20)  # type: ignore[operator]
+    for _ in range(20):
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(last, abs=1e-9)
+
+
+def images(count: int = 64) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(count) % 2
+    pictures = torch.rand(count, 3, 8, 8, generator=generator) * 0.3
+    pictures[:, 0] += labels[:, None, None]
+    split = Split(pictures, labels)
+    return Dataset("reds", "classification", split, Split(pictures[:0], labels[:0]), split, ("dark", "red"))
+
+
+def test_channels_last_and_bfloat16_change_the_layout_not_the_result() -> None:
+    recipe = Recipe(images(), model=partial(ConvNet, 3, 2, 8, (4, 8), 16), epochs=6, batch_size=16)
+    trained = fit(recipe, 0)
+    assert trained.model.conv1.weight.is_contiguous(memory_format=torch.channels_last)  # type: ignore[union-attr]
+    torch.manual_seed(0)
+    model = ConvNet(3, 2, 8, (4, 8), 16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    order = torch.Generator().manual_seed(0)
+    data = recipe.data.train
+    assert isinstance(data.inputs, Tensor)
+    for _ in range(6):
+        for rows in torch.randperm(64, generator=order).split(16):
+            optimizer.zero_grad()
+            F.cross_entropy(model(data.inputs[rows]), data.labels[rows]).backward()
+            optimizer.step()
+    torch.testing.assert_close(weights(trained.model), weights(model), atol=1e-4, rtol=1e-3)
+    assert fit(recipe.replace(precision="bfloat16"), 0).accuracy() == trained.accuracy() == 1.0
+
+
+def test_streams_what_does_not_fit_with_the_same_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = Recipe(images(), model=partial(ConvNet, 3, 2, 8, (4, 8), 16), epochs=2, batch_size=16)
+    resident = fit(recipe, 0)
+    monkeypatch.setattr("assay.train.loop.RESIDENT_BYTES", 0)
+    assert torch.equal(weights(fit(recipe, 0).model), weights(resident.model))
+
+
+def test_texts_must_be_encoded_first(table: Dataset) -> None:
+    words = Split(("a good one", "a bad one"), torch.tensor([1, 0]))
+    data = Dataset("words", "classification", words, Split((), torch.empty(0, dtype=torch.int64)), words, ("bad", "good"))
+    with pytest.raises(AssayError, match="encode them"):
+        fit(Recipe(data, model=net), 0)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"accumulate": 0}, {"precision": "float16"}, {"accumulate": 999}])
+def test_refuses_impossible_recipes(table: Dataset, wrong: dict[str, object]) -> None:
+    with pytest.raises(AssayError, match="Recipe"):
+        Recipe(table, model=net).replace(**wrong)
+
+
+def test_what_the_loop_computes_is_what_the_protocol_says() -> None:
+    """If this changes, raise assay.fingerprint.PROTOCOL: remembered trainings would no longer be what a recipe gives."""
+    recipe = Recipe(images(), model=partial(ConvNet, 3, 2, 8, (2, 2), 4), epochs=2, batch_size=16, schedule=cosine)
+    losses = torch.tensor(fit(recipe, 0).history["train_loss"])
+    torch.testing.assert_close(losses, torch.tensor(PINNED), atol=2e-4, rtol=2e-4)
+
+
+PINNED = [0.71552, 0.70677]
