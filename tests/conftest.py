@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty ASSAY_HOME of this test's own."""
     folder = tmp_path / "home"
     monkeypatch.setenv("ASSAY_HOME", str(folder))
     monkeypatch.delenv("ASSAY_LEDGER", raising=False)
-    yield folder
+    return folder
 
 
 @pytest.fixture

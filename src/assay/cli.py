@@ -41,9 +41,6 @@ def main() -> None:
     except AssayError as error:
         print(f"assay: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("assay: stopped; what was finished is kept, the same command goes on from there.", file=sys.stderr)
-        sys.exit(130)
     except BrokenPipeError:  # `assay list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
@@ -129,7 +126,11 @@ def run(
     """
     from assay.lab import running
 
-    results, counts = running.run(what or [], everything, seeds, scale, workers, device, time_limit, quiet=as_json)
+    try:
+        results, counts = running.run(what or [], everything, seeds, scale, workers, device, time_limit, quiet=as_json)
+    except KeyboardInterrupt:
+        print("assay: stopped; what was finished is kept, the same command goes on from there.", file=sys.stderr)
+        raise typer.Exit(130) from None
     _present(results, as_json)
     if counts.get("crashed") or counts.get("timeout"):
         raise typer.Exit(1)

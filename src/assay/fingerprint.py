@@ -105,8 +105,7 @@ def _describe(value: object, reached: dict[str, str], where: str) -> str:
         return f"fingerprint:{own}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         inner = ",".join(
-            f"{f.name}={_describe(getattr(value, f.name), reached, f'{where}.{f.name}')}"
-            for f in dataclasses.fields(value)
+            f"{f.name}={_describe(getattr(value, f.name), reached, f'{where}.{f.name}')}" for f in dataclasses.fields(value)
         )
         return f"{_describe_code(type(value), reached, where)}({inner})"
     return _describe_array(value, reached, where)
@@ -150,9 +149,7 @@ def _describe_code(value: Any, reached: dict[str, str], where: str) -> str:
     try:
         tree = ast.parse(_expression_text(value))
     except (OSError, TypeError, SyntaxError) as error:
-        raise AssayError(
-            f"{where} is {qualname}, whose source cannot be read ({error}): define it in a file."
-        ) from None
+        raise AssayError(f"{where} is {qualname}, whose source cannot be read ({error}): define it in a file.") from None
     tree = _normalise(tree)
     text = ast.dump(tree)
     if isinstance(value, FunctionType):
@@ -263,7 +260,9 @@ def _first_party(module: str) -> bool:
     if root in sys.stdlib_module_names or root == "builtins":
         return False
     origin = _origin(root)
-    return origin is not None and not {"site-packages", "dist-packages"} & set(Path(origin[0]).parts)
+    if origin is None:  # a notebook, or a file that was run without being importable: somebody's own all the same
+        return True
+    return not {"site-packages", "dist-packages"} & set(Path(origin[0]).parts)
 
 
 def _reach(module: str, name: str, reached: dict[str, str]) -> None:

@@ -18,8 +18,7 @@ from assay.paper import Above, Below, Close, Correlates, Curve, Expectation, Hig
 def rows(**arms):
     """Seed -> arm -> value, from arm -> values in the order of the seeds."""
     return {
-        seed: dict(zip(arms, map(float, values), strict=True))
-        for seed, values in enumerate(zip(*arms.values(), strict=True))
+        seed: dict(zip(arms, map(float, values), strict=True)) for seed, values in enumerate(zip(*arms.values(), strict=True))
     }
 
 
@@ -83,9 +82,7 @@ def test_close_is_two_one_sided_tests():
     assert (test.verdict, test.level) == ("holds", 0.90)
 
 
-@pytest.mark.parametrize(
-    ("shift", "verdict"), [(0.0, "holds"), (0.01, "inconclusive"), (0.03, "fails"), (-0.03, "fails")]
-)
+@pytest.mark.parametrize(("shift", "verdict"), [(0.0, "holds"), (0.01, "inconclusive"), (0.03, "fails"), (-0.03, "fails")])
 def test_close_fails_only_wholly_outside(shift, verdict):
     d = np.array([0.002, -0.001, 0.004, 0.001]) + shift
     assert judged(d, np.zeros(4), Close("a", to="b", within=0.01)).verdict == verdict

@@ -183,7 +183,13 @@ def test_hooks_see_their_moments_in_order(table: Dataset) -> None:
 
 @pytest.mark.parametrize(
     ("schedule", "last"),
-    [(cosine, 0.0), (linear, 0.0), (partial(linear, final=0.1), 0.1), (partial(steps_at, at=(0.5,), gamma=0.2), 0.2), (warmup_cosine, 0.0)],
+    [
+        (cosine, 0.0),
+        (linear, 0.0),
+        (partial(linear, final=0.1), 0.1),
+        (partial(steps_at, at=(0.5,), gamma=0.2), 0.2),
+        (warmup_cosine, 0.0),
+    ],
 )
 def test_schedules_end_where_they_say(schedule: object, last: float) -> None:
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
@@ -236,7 +242,9 @@ def test_texts_must_be_encoded_first(table: Dataset) -> None:
         fit(Recipe(data, model=net), 0)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"batch_size": 0}, {"accumulate": 0}, {"precision": "float16"}, {"accumulate": 999}])
+@pytest.mark.parametrize(
+    "wrong", [{"epochs": 0}, {"batch_size": 0}, {"accumulate": 0}, {"precision": "float16"}, {"accumulate": 999}]
+)
 def test_refuses_impossible_recipes(table: Dataset, wrong: dict[str, object]) -> None:
     with pytest.raises(AssayError, match="Recipe"):
         Recipe(table, model=net).replace(**wrong)

@@ -48,25 +48,17 @@ def read_tar_members(archive: Path, members: Iterable[str], limit: int = _LIMIT)
                     continue
                 stream = bundle.extractfile(info) if info.isreg() else None
                 if stream is None or info.size > limit:
-                    raise AssayError(
-                        f"{archive.name} holds {info.name!r} as something else than a plain file; fetch it again."
-                    )
+                    raise AssayError(f"{archive.name} holds {info.name!r} as something else than a plain file; fetch it again.")
                 found[info.name] = stream.read()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise AssayError(f"{archive.name} is no readable tar file ({error}); remove it and fetch it again.") from error
     if wanted - found.keys():
-        raise AssayError(
-            f"{archive.name} has no member {min(wanted - found.keys())!r}; it is not the archive that was expected."
-        )
+        raise AssayError(f"{archive.name} has no member {min(wanted - found.keys())!r}; it is not the archive that was expected.")
     return found
 
 
 def _require_inside(archive: Path, names: Iterable[str]) -> None:
     for name in names:
-        outside = (
-            PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute() or PureWindowsPath(name).drive
-        )
+        outside = PurePosixPath(name).is_absolute() or PureWindowsPath(name).is_absolute() or PureWindowsPath(name).drive
         if outside or ".." in PureWindowsPath(name).parts:
-            raise AssayError(
-                f"{archive.name} holds the name {name!r}, which leads outside the archive; do not use this file."
-            )
+            raise AssayError(f"{archive.name} holds the name {name!r}, which leads outside the archive; do not use this file.")

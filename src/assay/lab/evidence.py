@@ -47,9 +47,7 @@ def recorded(key: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError) as error:
-        raise AssayError(
-            f"{path} cannot be read ({error}): restore it, or record it again with `assay record {key}`."
-        ) from error
+        raise AssayError(f"{path} cannot be read ({error}): restore it, or record it again with `assay record {key}`.") from error
     return claims
 
 
@@ -144,8 +142,7 @@ def _curves(rows: Mapping[int, Row]) -> dict[str, Any]:
         names = {"x_name": found[0]["x_name"], "y_name": found[0]["y_name"]}
         if all(line["x"] == found[0]["x"] for line in found):
             columns = [
-                [value for value in column if value is not None]
-                for column in zip(*(line["y"] for line in found), strict=True)
+                [value for value in column if value is not None] for column in zip(*(line["y"] for line in found), strict=True)
             ]
             lines[arm] = {
                 **names,
@@ -157,9 +154,7 @@ def _curves(rows: Mapping[int, Row]) -> dict[str, Any]:
         else:
             lines[arm] = {
                 **names,
-                "seeds": {
-                    str(seed): {"x": row.curves[arm]["x"], "y": row.curves[arm]["y"]} for seed, row in rows.items()
-                },
+                "seeds": {str(seed): {"x": row.curves[arm]["x"], "y": row.curves[arm]["y"]} for seed, row in rows.items()},
             }
     return lines
 

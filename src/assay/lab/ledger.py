@@ -110,14 +110,13 @@ class Ledger:
             if self._engine.url.database:
                 Path(self._engine.url.database).parent.mkdir(parents=True, exist_ok=True)
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
-        try:
-            with self._engine.begin() as connection:
-                _units.create(connection, checkfirst=True)
-                for index in _units.indexes:
-                    index.create(connection, checkfirst=True)
-        except DatabaseError as error:
-            if not sa.inspect(self._engine).has_table("units"):  # another process may have made it a moment ago
-                raise self._unreadable(error) from error
+        for attempt in (1, 2):  # a second time, because another process may be making the same table at this moment
+            try:
+                _metadata.create_all(self._engine)
+                break
+            except DatabaseError as error:
+                if attempt == 2:
+                    raise self._unreadable(error) from error
 
     def add(self, rows: Iterable[Row]) -> None:
         """Write finished rows, all or none on disk when this returns; a row that is already done stays as it is."""
@@ -149,9 +148,7 @@ class Ledger:
 
     def _unreadable(self, error: DatabaseError) -> AssayError:
         place = self._engine.url.database or self._engine.url.render_as_string(hide_password=True)
-        return AssayError(
-            f"The ledger {place} cannot be used ({error.orig}): move it away, or name another with ASSAY_LEDGER."
-        )
+        return AssayError(f"The ledger {place} cannot be used ({error.orig}): move it away, or name another with ASSAY_LEDGER.")
 
 
 def _set_up_sqlite(connection: Any, _: Any) -> None:

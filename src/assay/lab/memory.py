@@ -64,9 +64,7 @@ def train(recipe: Recipe, seed: int, device: torch.device, report: Report | None
 
 def _restore(path: Path, recipe: Recipe, device: torch.device) -> Trained:
     tensors, facts = load_tensors(path)
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # building a network draws random numbers; the caller's stream stays as it was
+    with torch.random.fork_rng(devices=[]):  # building a network draws random numbers; the caller's stream stays as it was
         model = recipe.model()
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     if any(isinstance(module, torch.nn.Conv2d) for module in model.modules()):
@@ -83,9 +81,7 @@ def _restore(path: Path, recipe: Recipe, device: torch.device) -> Trained:
     )
 
 
-def remember(
-    function: Callable[..., dict[str, Tensor]], progress: Report | None = None, **arguments: Any
-) -> dict[str, Tensor]:
+def remember(function: Callable[..., dict[str, Tensor]], progress: Report | None = None, **arguments: Any) -> dict[str, Tensor]:
     """``function(**arguments)``, done once for the same code and the same arguments.
 
     Args:
@@ -108,14 +104,10 @@ def remember(
         seconds = time.perf_counter() - began
         wrong = [name for name, value in result.items() if not isinstance(value, Tensor)]
         if wrong:
-            raise AssayError(
-                f"{_name(function)} returned {wrong[0]!r}, which is no tensor: lab.remember keeps tensors only."
-            )
+            raise AssayError(f"{_name(function)} returned {wrong[0]!r}, which is no tensor: lab.remember keeps tensors only.")
         result = {**result, "seconds": torch.tensor(seconds, dtype=torch.float64)}
         given = ", ".join(f"{k}={_short(v)}" for k, v in arguments.items())
-        save_tensors(
-            path, result, {"kind": "work", "what": f"{_name(function)}({given})", "made": _now(), "seconds": seconds}
-        )
+        save_tensors(path, result, {"kind": "work", "what": f"{_name(function)}({given})", "made": _now(), "seconds": seconds})
     return result
 
 

@@ -173,9 +173,7 @@ def _question(expectation: Expectation, rows: Mapping[int, Mapping[str, float | 
             return _Question(words, numbers, wanted, spread=True, rounding=1e-12)
 
 
-def _differences(
-    words: str, pairs: list[tuple[float, float]], wanted: tuple[float, float], reference: float = 0.0
-) -> _Question:
+def _differences(words: str, pairs: list[tuple[float, float]], wanted: tuple[float, float], reference: float = 0.0) -> _Question:
     rounding = 1e-14 * max((abs(value) for pair in pairs for value in pair), default=0.0)
     spread = any(max(arm) - min(arm) > rounding for arm in zip(*pairs, strict=True))
     return _Question(words, [a - b for a, b in pairs], wanted, spread, rounding, reference)
@@ -188,9 +186,7 @@ def _test(expectation: Expectation, rows: Mapping[int, Mapping[str, float | Curv
     if n < 2:
         effect = question.numbers[0] if n else math.nan
         note = "one seed cannot decide" if n else "no seed has been measured"
-        return Test(
-            question.words, effect, -math.inf, math.inf, level, wanted, None, 1.0, "inconclusive", None, "none", note
-        )
+        return Test(question.words, effect, -math.inf, math.inf, level, wanted, None, 1.0, "inconclusive", None, "none", note)
     sample = _sample(question)
     low, high = sample.interval(level)
     widest = sample.interval(0.95)

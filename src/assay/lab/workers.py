@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -73,24 +74,37 @@ def run_units(units: list[Unit], workers: int, ledger: Ledger, watch: Watch, tim
 
 
 def _start(url: str) -> _Worker:
-    context = multiprocessing.get_context("spawn")
+    # A fork server imports torch once; every worker, also one that replaces a dead one, is then there in a moment.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "assay.lab.lab", "assay.lab.units"])
     ours, theirs = context.Pipe()
-    before = {name: os.environ.get(name) for name in _ONE_THREAD}
-    os.environ.update(_ONE_THREAD)
-    try:
-        process = context.Process(target=_work, args=(theirs, url, os.getpid()), daemon=True)
+    with _inherited():
+        process = context.Process(target=_work, args=(theirs, url), daemon=True)
         process.start()
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
     theirs.close()
     return _Worker(process, ours)
 
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+
+
+@contextmanager
+def _inherited() -> Iterator[None]:
+    """What workers take over from their first moment on: one thread, and leaving Ctrl-C to the watcher."""
+    before = {name: os.environ.get(name) for name in _ONE_THREAD}
+    os.environ.update(_ONE_THREAD)
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, handler)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _give(worker: _Worker, waiting: list[Unit], watch: Watch) -> None:
@@ -144,9 +158,9 @@ def _tell_to_stop(worker: _Worker) -> None:
 # ------------------------------------------------------------------------------------------ in the worker's process
 
 
-def _work(pipe: Connection, url: str, parent: int) -> None:
+def _work(pipe: Connection, url: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the watcher's to handle
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     import torch
 
     from assay.lab.units import measure
@@ -187,7 +201,7 @@ class _Reporter:
 
 
 def _die_with(parent: int) -> None:
-    """A worker whose parent was killed stops: somebody may be running the same units again already."""
+    """A worker whose watcher was killed (its fork server ends with it) stops: the same units may be running again already."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

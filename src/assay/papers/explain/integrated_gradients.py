@@ -100,8 +100,11 @@ def completeness_gap(
     The paper raises the number of steps until the gap is below 5 % of the score difference.
 
     Args:
-        model: as for :func:`integrated_gradients`, and so are ``inputs``, ``target`` and ``baseline``.
-        attributions: of the inputs' shape.
+        model: maps a batch of inputs to scores (B, C).
+        attributions: of the inputs' shape, from :func:`integrated_gradients` or anything else.
+        inputs: (B, ...) what was explained.
+        target: the class, one for all or (B,).
+        baseline: the baseline that the attributions are relative to.
 
     Returns:
         (B,), in units of the score.
@@ -115,7 +118,8 @@ def _score_difference(model: nn.Module, inputs: Tensor, target: Tensor | int, ba
     start = torch.as_tensor(baseline, dtype=inputs.dtype, device=inputs.device).expand_as(inputs)
     classes = _classes(target, inputs).unsqueeze(1)
     with frozen(model, inputs), torch.no_grad():
-        return (model(inputs).gather(1, classes) - model(start).gather(1, classes)).squeeze(1)
+        difference: Tensor = model(inputs).gather(1, classes) - model(start).gather(1, classes)
+    return difference.squeeze(1)
 
 
 def _classes(target: Tensor | int, inputs: Tensor) -> Tensor:
@@ -157,7 +161,7 @@ def _gradient(model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
 
 def _digits(lab: Lab) -> Dataset:
     data = lab.data(lab.pick(smoke="mnist5k", laptop="mnist5k", full="mnist"))
-    return data.subset(train=640, test=100) if lab.scale == "smoke" else data
+    return data.subset(train=320, test=100) if lab.scale == "smoke" else data
 
 
 def _explained(lab: Lab, recipe: Recipe, count: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -334,7 +338,8 @@ def _linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
 def _rewrites(network: nn.Sequential, generator: torch.Generator) -> Iterator[tuple[str, nn.Sequential]]:
     """The same function written differently; ``network`` begins with Linear, ReLU, Linear and has inputs >= 0."""
     first, relu, second, *rest = network
-    assert isinstance(first, nn.Linear) and isinstance(second, nn.Linear)
+    assert isinstance(first, nn.Linear)
+    assert isinstance(second, nn.Linear)
     weight, bias = first.weight, first.bias  # (H, D), (H,)
     units = len(weight)
 

@@ -1,0 +1,304 @@
+"""Running for real, in processes: what finishes is kept, what goes wrong is recorded, and the terminal says so clearly."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from assay import cli
+from assay.lab.ledger import Ledger
+
+#: A paper made for these tests: quick claims that hold, fail, crash, hang, die or need data.
+BIB = """
+@article{dummy,
+  title = {A Paper Made for Tests},
+  author = {Nobody, Ann and Somebody, Bo},
+  year = {2020},
+  eprint = {2001.00001},
+  kind = {probe},
+  summary = {It measures nothing.},
+  api = {from assay.papers.labels.dummy import nothing},
+}
+"""
+PAPER = '''
+"""A lesson in a sentence."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from assay.errors import AssayError
+from assay.paper import Above, Higher, claim
+
+
+def work(seconds: float, seed: int):
+    import torch
+
+    time.sleep(seconds)
+    return {"x": torch.tensor(float(seed))}
+
+
+@claim("A beats B.", expect=Higher("A", than="B"), unit="points")
+def quick(lab):
+    time.sleep(0.05)
+    return {"A": 1.0 + 0.01 * lab.seed, "B": 0.5}
+
+
+@claim("It remembers.", expect=Above("A", -1))
+def remembers(lab):
+    return {"A": float(lab.remember(work, seconds=0.2, seed=lab.seed)["x"])}
+
+
+@claim("All seeds together.", expect=Above("A", -1), block=3)
+def together(lab):
+    assert len(lab.seeds) in (1, 2, 3)
+    return {seed: {"A": float(seed)} for seed in lab.seeds}
+
+
+@claim("It crashes for seed 1.", expect=Above("A", 0))
+def crashes(lab):
+    if lab.seed == 1:
+        raise ZeroDivisionError("seed one")
+    return {"A": 1.0}
+
+
+@claim("It refuses.", expect=Above("A", 0))
+def refuses(lab):
+    raise AssayError("There is no such thing: take another.")
+
+
+@claim("Its process dies.", expect=Above("A", 0))
+def dies(lab):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@claim("It hangs.", expect=Above("A", 0), time_limit=1.0)
+def hangs(lab):
+    (Path(os.environ["ASSAY_HOME"]) / "hanging").touch()
+    time.sleep(3600)
+
+
+@claim("It measures no number.", expect=Above("A", 0))
+def measures_nan(lab):
+    return {"A": float("nan")}
+'''
+
+
+@pytest.fixture
+def papers(home: Path, tmp_path: Path) -> dict[str, str]:
+    """An environment in which assay has the paper above beside its own (a copy of the package's tree, by links)."""
+    import assay
+
+    source = Path(assay.__file__).parent
+    package = tmp_path / "site" / "assay"
+    for path in source.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            target = package / path.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path)
+    (package / "papers" / "labels" / "dummy.py").write_text(PAPER)
+    bib = package / "papers" / "references.bib"
+    text = bib.read_text()
+    bib.unlink()
+    bib.write_text(text + BIB)
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "site"), "ASSAY_EVIDENCE": str(tmp_path / "evidence"), "COLUMNS": "120"}
+
+
+def assay_command(environment: dict[str, str], *words: str, check: int | None = None) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "assay", *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd="/",
+        check=False,
+    )
+    if check is not None:
+        assert done.returncode == check, done.stdout + done.stderr
+    assert "Traceback" not in done.stdout
+    return done
+
+
+def wait_for(path: Path, seconds: float = 60) -> None:
+    """Until the file is there."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not come"
+        time.sleep(0.02)
+
+
+def test_from_run_to_recorded_verdict(papers: dict[str, str], tmp_path: Path) -> None:
+    shown = assay_command(papers, "run", "dummy:quick", "--seeds", "3", "--workers", "2", check=0)
+    assert "dummy:quick" in shown.stdout
+    assert "holds" in shown.stdout
+    assert "3/3" in shown.stderr
+    again = assay_command(papers, "run", "dummy:quick", "--seeds", "3", "--json", check=0)
+    (found,) = json.loads(again.stdout)
+    assert found["verdict"] == "holds"
+    assert found["arms"]["A"] == {"0": 1.0, "1": 1.01, "2": 1.02}
+    assert "1/" not in again.stderr  # nothing was left to run
+    assay_command(papers, "record", "dummy", check=0)
+    recorded = json.loads((tmp_path / "evidence" / "dummy.json").read_text())["claims"]["quick"]
+    assert recorded["verdict"] == "holds"
+    assert recorded["seeds"] == 3
+    assert recorded["machine"]["cores"] >= 1
+    assert "holds" in assay_command(papers, "verdicts", "dummy", check=0).stdout
+    assert "1 holds" in assay_command(papers, "list", "labels", check=0).stdout
+    shown = assay_command(papers, "show", "dummy", check=0).stdout
+    assert "A lesson in a sentence." in shown
+    assert "stale" not in shown
+    module = tmp_path / "site" / "assay" / "papers" / "labels" / "dummy.py"
+    module.write_text(PAPER.replace('"B": 0.5', '"B": 0.6'))
+    assert "stale" in assay_command(papers, "show", "dummy", check=0).stdout
+    assert "Nobody, Ann" in assay_command(papers, "cite", "dummy", check=0).stdout
+
+
+def test_blocks_of_seeds_are_saved_seed_by_seed(papers: dict[str, str]) -> None:
+    assay_command(papers, "run", "dummy:together", "--seeds", "2", check=0)
+    assay_command(papers, "run", "dummy:together", "--seeds", "7", check=0)
+    rows = Ledger(f"sqlite:///{papers['ASSAY_HOME']}/ledger.sqlite").rows(claim="together")
+    assert sorted(row.seed for row in rows) == list(range(7))
+    assert all(row.values == {"A": float(row.seed)} for row in rows)
+
+
+def test_what_goes_wrong_is_recorded_and_stops_nothing_else(papers: dict[str, str]) -> None:
+    done = assay_command(
+        papers, "run", *(f"dummy:{name}" for name in ("crashes", "dies", "hangs", "quick")), "--seeds", "2", check=1
+    )
+    ledger = Ledger(f"sqlite:///{papers['ASSAY_HOME']}/ledger.sqlite")
+    assert {(row.claim, row.seed, row.status) for row in ledger.rows()} == {
+        ("crashes", 0, "done"),
+        ("crashes", 1, "crashed"),
+        ("dies", 0, "crashed"),
+        ("dies", 1, "crashed"),
+        ("hangs", 0, "timeout"),
+        ("hangs", 1, "timeout"),
+        ("quick", 0, "done"),
+        ("quick", 1, "done"),
+    }
+    errors = {(row.claim, row.seed): row.error for row in ledger.rows()}
+    assert "ZeroDivisionError: seed one" in errors["crashes", 1]
+    assert "SIGKILL" in errors["dies", 0]
+    assert "time limit of 1 s" in errors["hangs", 0]
+    assert "ZeroDivisionError: seed one" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("run", "el"), "did you mean elr"),
+        (("run", "elr:resist"), "it has resists_wrong_labels"),
+        (("run",), "Nothing was named"),
+        (("run", "elr", "--seeds", "0"), "--seeds is 0"),
+        (("run", "elr", "--scale", "huge"), "choose one of smoke, laptop, full"),
+        (("run", "elr", "--device", "tpu"), "choose cpu, cuda or mps"),
+        (("run", "elr", "--workers", "-1"), "--workers is -1"),
+        (("show", "nothing-like-it"), "No paper is called"),
+        (("list", "nonsense"), "There is no topic"),
+        (("list", "--kind", "nonsense"), "There is no kind"),
+        (("record", "elr"), "the ledger has nothing"),
+        (("data", "fetch", "mnist5"), "mnist5k"),
+        (("cache", "prune", "--to", "much"), "is no size"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_2(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["assay", *words])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 2
+    shown = capsys.readouterr()
+    assert said.lower() in shown.err.lower()
+    assert shown.err.count("\n") == 1
+    assert shown.out == ""
+
+
+def test_a_unit_that_refuses_says_why_and_ends_with_2(papers: dict[str, str]) -> None:
+    done = assay_command(papers, "run", "dummy:refuses", "dummy:measures_nan", "--seeds", "1", check=2)
+    assert "There is no such thing: take another." in done.stderr
+    assert "which is no number" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unreadable_ledger_is_one_sentence(papers: dict[str, str], home: Path) -> None:
+    home.mkdir(exist_ok=True)
+    (home / "ledger.sqlite").write_bytes(b"no database " * 200)
+    done = assay_command(papers, "run", "dummy:quick", check=2)
+    assert done.stderr.count("\n") == 1
+    assert "move it away" in done.stderr
+
+
+def test_kill_at_thirty_random_moments_loses_nothing_and_counts_nothing_twice(papers: dict[str, str]) -> None:
+    """One run of 60 units is killed (the whole process group, as a machine that goes down would) up to thirty times."""
+    draw = random.Random(0)
+    command = [
+        sys.executable,
+        "-m",
+        "assay",
+        "run",
+        "dummy:quick",
+        "dummy:remembers",
+        "--seeds",
+        "30",
+        "--workers",
+        "2",
+        "--json",
+    ]
+    url = f"sqlite:///{papers['ASSAY_HOME']}/ledger.sqlite"
+    finished: set[tuple[str, int]] = set()
+    kills = 0
+    while kills < 30:
+        process = subprocess.Popen(
+            command, env=papers, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        ledger_path = Path(papers["ASSAY_HOME"]) / "ledger.sqlite"
+        deadline = time.monotonic() + draw.uniform(0.5, 3.5)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+        if process.poll() is not None:
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        kills += 1
+        if ledger_path.exists():
+            now = [(row.claim, row.seed) for row in Ledger(url).rows(status="done")]
+            assert len(now) == len(set(now)), "something was counted twice"
+            assert finished <= set(now), "something finished was lost"
+            finished = set(now)
+        if len(finished) == 60:
+            break
+    assert kills >= 1
+    done = subprocess.run(command, env=papers, cwd="/", capture_output=True, text=True, timeout=120, check=True)
+    found = {result["claim"]: result for result in json.loads(done.stdout)}
+    assert found["quick"]["seeds"] == found["remembers"]["seeds"] == 30
+    assert found["remembers"]["arms"]["A"] == {str(seed): float(seed) for seed in range(30)}
+    rows = Ledger(url).rows()
+    assert {row.status for row in rows} == {"done"}
+    assert len(rows) == 60
+
+
+def test_ctrl_c_ends_cleanly(papers: dict[str, str], home: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "assay", "run", "dummy:hangs", "--time-limit", "600", "--workers", "1"],
+        env=papers,
+        cwd="/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(home / "hanging")
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "what was finished is kept" in errors
