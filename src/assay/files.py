@@ -36,10 +36,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     except OSError as error:
         raise _disk_error(path, error) from error
-    except RuntimeError as error:  # torch's and safetensors' writers wrap the system's error
-        if isinstance(error.__cause__, OSError) or "write" in str(error).lower() or "space" in str(error).lower():
-            raise _disk_error(path, error) from error
-        raise
+    except RuntimeError as error:  # torch's writer has its own words for what the system told it
+        raise _disk_error(path, error) from error
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()

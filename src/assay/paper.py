@@ -20,7 +20,7 @@ class Cost:
     """The price of one arm: what somebody pays who takes the method.
 
     Args:
-        seconds: wall-clock seconds of the work itself (a memoised training keeps the seconds it once took).
+        seconds: of the work itself, as :func:`assay.clock.seconds` tells them (a memoised training keeps what it once took).
         parameters: trainable parameters.
         flops: floating-point operations of one forward pass of one example.
         bytes: peak memory in bytes, where it was measured.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from assay import clock
 from assay.data import Dataset
 from assay.errors import AssayError
 from assay.files import load_tensors, save_tensors
@@ -98,10 +98,10 @@ def remember(function: Callable[..., dict[str, Tensor]], progress: Report | None
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
             return load_tensors(path)[0]
-        began = time.perf_counter()
+        began = clock.seconds()
         extra = {"progress": progress} if "progress" in inspect.signature(function).parameters else {}
         result = function(**arguments, **extra)
-        seconds = time.perf_counter() - began
+        seconds = clock.seconds() - began
         wrong = [name for name, value in result.items() if not isinstance(value, Tensor)]
         if wrong:
             raise AssayError(f"{_name(function)} returned {wrong[0]!r}, which is no tensor: lab.remember keeps tensors only.")

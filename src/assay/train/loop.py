@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from assay.clock import seconds
 from assay.data import Split
 from assay.errors import AssayError
 from assay.files import load_checkpoint, save_checkpoint
@@ -43,7 +44,7 @@ class Trained:
         model: the network, in evaluation mode.
         history: per epoch: ``train_loss``, ``train_accuracy``, and for every watched split ``<split>_loss`` and
             ``<split>_accuracy`` (accuracies for classification only).
-        seconds: wall-clock seconds of the training, evaluation of the watched splits left out.
+        seconds: what the training took (:func:`assay.clock.seconds`), evaluation of the watched splits left out.
         parameters: trainable parameters.
         flops: floating-point operations of one forward pass of one example (0 where they cannot be counted).
         memory: what the hooks kept.
@@ -195,8 +196,8 @@ class _Loop:
         self.run = Run(self.model, self.optimizer, data, device, generator, steps, recipe.epochs)
         self.order = torch.empty(0, dtype=torch.int64)
         self.at = 0  # the step within the epoch that comes next
-        self.losses = torch.zeros(steps, device=device)
-        self.hits = torch.zeros((), dtype=torch.int64, device=device)
+        self.losses: list[Tensor] = []  # of the steps of this epoch, on the device
+        self.predicted = torch.zeros(count, dtype=torch.int64, device=device)  # in the order of this epoch
         self.seconds = 0.0
         self.classifies = not self.labels.is_floating_point() and self.labels.dim() == 1
 
@@ -214,9 +215,8 @@ class _Loop:
                     else torch.arange(count)
                 )
                 self.order = self.order.to(self.device)
-                self.hits.zero_()
                 self.model.train()
-            began = time.perf_counter()
+            began = seconds(self.device)
             while self.at < run.steps_per_epoch:
                 self._step()
                 now = time.perf_counter()
@@ -224,11 +224,11 @@ class _Loop:
                     told = now
                     report(run.step, run.steps_per_epoch * run.epochs, f"epoch {run.epoch + 1}/{run.epochs}")
                 if checkpoint is not None and now - saved > every:
-                    self.seconds += now - began
+                    self.seconds += seconds(self.device) - began
                     save_checkpoint(checkpoint, self.state())
-                    saved = began = time.perf_counter()
-            self._finite(run.steps_per_epoch)
-            self.seconds += time.perf_counter() - began
+                    saved, began = time.perf_counter(), seconds(self.device)
+            self._finite()
+            self.seconds += seconds(self.device) - began
             self._end_epoch()
             if report is not None:
                 report(run.step, run.steps_per_epoch * run.epochs, f"epoch {run.epoch}/{run.epochs}")
@@ -237,7 +237,9 @@ class _Loop:
         recipe, run = self.recipe, self.run
         rows = self.order[self.at * recipe.batch_size : (self.at + 1) * recipe.batch_size]
         self.optimizer.zero_grad(set_to_none=True)
-        for part in rows.chunk(recipe.accumulate) if recipe.accumulate > 1 else (rows,):
+        parts = rows.chunk(recipe.accumulate) if recipe.accumulate > 1 else (rows,)
+        losses, at = [], self.at * recipe.batch_size
+        for part in parts:
             share = len(part) / len(rows)
             run.index = part
             run.inputs = self.inputs.take(part)
@@ -252,9 +254,11 @@ class _Loop:
             extra = (part,) if self.indexed else ()
             run.loss = self.loss(run.logits, run.labels, *extra)
             (run.loss if share == 1 else run.loss * share).backward()
-            self.losses[self.at] += run.loss.detach() * share
-            if self.classifies and run.labels.dim() == 1:
-                self.hits += (run.logits.detach().argmax(dim=1) == run.labels).sum()
+            losses.append(run.loss.detach() if share == 1 else run.loss.detach() * share)
+            if self.classifies:
+                torch.argmax(run.logits.detach(), dim=1, out=self.predicted[at : at + len(part)])
+                at += len(part)
+        self.losses.append(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
         if recipe.clip_norm is not None:
             nn.utils.clip_grad_norm_(self.parameters, recipe.clip_norm)
         for hook in recipe.hooks:
@@ -268,13 +272,13 @@ class _Loop:
             hook.after_step(run)
         # On a CPU looking at the loss is free; on a GPU it would wait for the device, so it is looked at now and then.
         if self.device.type == "cpu":
-            if not math.isfinite(run.loss.item()):
-                self._finite(self.at)
+            if not math.isfinite(self.losses[-1].item()):
+                self._finite()
         elif self.at % 50 == 0:
-            self._finite(self.at)
+            self._finite()
 
-    def _finite(self, until: int) -> None:
-        bad = (~self.losses[:until].isfinite()).nonzero()
+    def _finite(self) -> None:
+        bad = (~torch.stack(self.losses).isfinite()).nonzero()
         if len(bad):
             at = int(bad[0])
             rate = self.optimizer.param_groups[0]["lr"]
@@ -288,10 +292,10 @@ class _Loop:
         self.model.eval()
         run.epoch += 1
         self.at = 0
-        row = {"train_loss": self.losses.double().mean().item()}
-        self.losses.zero_()
+        row = {"train_loss": torch.stack(self.losses).double().mean().item()}
+        self.losses.clear()
         if self.classifies:
-            row["train_accuracy"] = self.hits.item() / len(run.data.train)
+            row["train_accuracy"] = (self.predicted == self.labels[self.order]).double().mean().item()
         for name, (split, inputs) in self.watched.items():
             outputs = _outputs(self.model, split, self.device, inputs)
             labels = split.labels.to(self.device)
@@ -322,8 +326,8 @@ class _Loop:
             "memory": run.memory,
             "history": run.history,
             "order": self.order,
-            "losses": self.losses,
-            "hits": self.hits,
+            "losses": torch.stack(self.losses) if self.losses else torch.empty(0),
+            "predicted": self.predicted,
             "counts": {"epoch": run.epoch, "step": run.step, "at": self.at, "stop": run.stop, "seconds": self.seconds},
             "random": {
                 "order": self.order_generator.get_state(),
@@ -345,8 +349,8 @@ class _Loop:
         run.history, run.epoch, run.step, run.stop = state["history"], counts["epoch"], counts["step"], counts["stop"]
         self.at, self.seconds = counts["at"], counts["seconds"]
         self.order = state["order"].to(self.device)
-        self.losses.copy_(state["losses"])
-        self.hits.copy_(state["hits"])
+        self.losses = list(state["losses"].to(self.device))
+        self.predicted.copy_(state["predicted"])
         self.order_generator.set_state(random["order"].cpu())
         run.generator.set_state(random["run"].cpu())
         torch.set_rng_state(random["torch"].cpu())

@@ -181,8 +181,8 @@ def test_minibatches_go_through_the_training_set_and_runs_repeat():
 
 
 def test_training_stops_when_it_has_understood():
-    table = OperationTable("x-y", p=31, train_fraction=0.8)
-    history = run_grokking(_seeded(lambda: OperandMLP(31)), table, steps=600, lr=0.01, batch_size=768, stop_at=0.9)
+    table = OperationTable("x-y", p=59, train_fraction=0.8)
+    history = run_grokking(_seeded(lambda: OperandMLP(59)), table, steps=400, lr=0.01, batch_size=9999, stop_at=0.9)
     assert history.validation[-1] >= 0.9
     assert history.steps[-1] < 600
     assert grokking_delay(history, level=0.9) > 3

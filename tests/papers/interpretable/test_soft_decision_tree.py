@@ -134,10 +134,11 @@ def test_penaltys_window_doubles_with_depth():
     other = torch.tensor([[1.0, 0.7, 0.3, 0.0, 0.7, 0.0, 0.3]])
     for _ in range(50):
         penalty(one_way)
-    value = penalty(other).item()
-    # the root knows this batch only; at depth 1 the window is two batches: alpha = half of old and half of new
-    root = -0.5 * (math.log(0.7) + math.log(0.3))
-    left, right = 0.35 / (0.35 + 0.20), 0.15 / (0.15 + 0.30)
+    penalty(other)
+    value = penalty(one_way).item()
+    # the root knows the last batch only; at depth 1 the weights are 1/2, 1/4 and 1/4 for all before
+    root = -0.5 * (math.log(0.4) + math.log(0.6))
+    left, right = 0.175 / (0.75 * 0.4 + 0.175), 0.075 / (0.75 * 0.6 + 0.075)  # shares of the one batch that went right
     below = sum(-0.5 * (math.log(alpha) + math.log(1 - alpha)) for alpha in (left, right))
     assert value == pytest.approx(root + below, rel=1e-5)
 

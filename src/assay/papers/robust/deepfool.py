@@ -147,7 +147,8 @@ def _as_wide(values: Tensor, images: Tensor) -> Tensor:
 
 def _relative(perturbation: Tensor, images: Tensor, norm: float = 2) -> Tensor:
     """||r|| / ||x|| of every image: (B,)."""
-    return perturbation.flatten(1).norm(p=norm, dim=1) / images.flatten(1).norm(p=norm, dim=1)
+    ratio: Tensor = perturbation.flatten(1).norm(p=norm, dim=1) / images.flatten(1).norm(p=norm, dim=1)
+    return ratio
 
 
 @probe
@@ -191,11 +192,14 @@ def _label(model: nn.Module, images: Tensor) -> Tensor:
 
 def _sign(model: nn.Module, images: Tensor) -> Tensor:
     """The direction of the fast gradient sign method, away from the network's own label: (B, ...) of -1, 0 and 1."""
-    label = _label(model, images)
+    signs = []
     with frozen(model, images):
-        leaf = images.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(F.cross_entropy(model(leaf), label), leaf)
-    return gradient.sign()
+        for part in images.split(512):
+            leaf = part.clone().requires_grad_()
+            logits = model(leaf)
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, logits.argmax(dim=1), reduction="sum"), leaf)
+            signs.append(gradient.sign())
+    return torch.cat(signs)
 
 
 #: Sizes of a sign step that are tried, in units of the pixel range. What no size fools counts with the last one.
@@ -230,22 +234,22 @@ def _smallest_pgd(model: nn.Module, images: Tensor, high: Tensor, steps: int = 2
         halvings: of the interval from 0 to ``high``.
     """
     label, low = _label(model, images), torch.zeros_like(high)
-    for _ in range(halvings):
-        radius = (low + high) / 2
-        wide = _as_wide(radius, images)
-        moved, fooled = torch.zeros_like(images), torch.zeros_like(label, dtype=torch.bool)
-        for _ in range(steps):
-            with frozen(model, images):
+    with frozen(model, images):
+        for _ in range(halvings):
+            radius = (low + high) / 2
+            wide = _as_wide(radius, images)
+            moved, fooled = torch.zeros_like(images), torch.zeros_like(label, dtype=torch.bool)
+            for _ in range(steps):
                 leaf = (images + moved).requires_grad_()
                 logits = model(leaf)
                 own = F.one_hot(label, logits.shape[1]).bool()
                 margin = logits.masked_fill(own, -math.inf).amax(dim=1) - logits[own]  # (B,)
                 (gradient,) = torch.autograd.grad(margin.sum(), leaf)
-            moved = moved + 2.5 * wide / steps * F.normalize(gradient.flatten(1), dim=1).view_as(images)
-            length = _as_wide(moved.flatten(1).norm(dim=1), images)
-            moved = moved * (wide / length.clamp_min(1e-12)).clamp_max(1)
-            fooled |= _label(model, images + moved) != label
-        high, low = torch.where(fooled, radius, high), torch.where(fooled, low, radius)
+                moved = moved + 2.5 * wide / steps * F.normalize(gradient.flatten(1), dim=1).view_as(images)
+                length = _as_wide(moved.flatten(1).norm(dim=1), images)
+                moved = moved * (wide / length.clamp_min(1e-12)).clamp_max(1)
+                fooled |= _label(model, images + moved) != label
+            high, low = torch.where(fooled, radius, high), torch.where(fooled, low, radius)
     return high
 
 

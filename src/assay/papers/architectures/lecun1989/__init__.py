@@ -373,10 +373,8 @@ def loss_swap_only_fits(lab: Lab) -> dict[int, dict[str, float | Curve]]:
 
 
 def _more_data(lab: Lab, few: Dataset, more: Dataset) -> dict[int, dict[str, float | Curve]]:
-    base = _base(lab, few)
-    return _by_seed(
-        {"1989 recipe": base, "1989 recipe, more digits": _curves(lab, more, 0), "modern recipe": _curves(lab, few, 4)}
-    )
+    base, fed, modern = _curves(lab, few, 0), _curves(lab, more, 0), _curves(lab, few, 4)
+    return _by_seed({"1989 recipe": base, "1989 recipe, more digits": fed, "modern recipe": modern})
 
 
 _MORE = Reported(

@@ -5,12 +5,13 @@ because some sixty small tensor operations each cost several microseconds before
 backward pass are written by hand for S replicas at once, in arrays that are allocated once: about fifty numpy calls for
 all replicas. No compiler is needed, and a replica's numbers do not depend on how many others train beside it.
 
-All parameters of a replica lie in one row of ``theta`` (S, P), so that an optimizer step is one operation on one array.
+All parameters of a replica lie in one row of ``theta`` (S, P), so that an optimizer step is a few operations on one array.
 Positions come before planes in every array here (channels last), which makes each row of patches contiguous.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ _SHAPES = {
     "b4": (1, 10),
 }
 _CHUNK = 128  # presentations whose patches, shifts and masks are prepared together
+_BETA1, _BETA2, _EPS, _WEIGHT_DECAY = 0.9, 0.999, 1e-8, 0.01  # AdamW's defaults in torch
 
 
 def train_replicas(
@@ -114,12 +116,8 @@ class _Replicas:
         self.places = _places(nets[0].h2.reads)
         self.theta = np.stack([_packed(net, self.places) for net in nets])  # (S, P)
         self.grad = np.zeros_like(self.theta)
-        self.adamw = None
-        if stage.optimizer == "adamw":
-            parameters = torch.nn.Parameter(torch.from_numpy(self.theta))  # the same memory
-            parameters.grad = torch.from_numpy(self.grad)
-            self.adamw = torch.optim.AdamW([parameters], fused=True)
-        self.weights, self.gradients = _views(self.theta), _views(self.grad)
+        self.mean, self.square, self.steps = np.zeros_like(self.theta), np.zeros_like(self.theta), 0
+        self.weights, self.gradients = _split(self.theta), _split(self.grad)
         self.wired = (_split(self.places)["w2"] >= 0).astype(np.float32)  # (12, 300)
         self.padded = np.full((count, 12, 12, 12), -1, np.float32)  # H1 with its frame of -1
         self.h1 = self.padded[:, 2:10, 2:10]
@@ -151,18 +149,17 @@ class _Replicas:
                 keep = np.stack([kept.reshape(-1, 12, 16).swapaxes(1, 2) for _, kept in drawn], axis=1)  # (M, S, 16, 12)
         else:
             patches = _patches(pixels, np.zeros((len(pixels), 1, 2), np.int64))
-        if self.adamw is not None:
-            self.adamw.param_groups[0]["lr"] = rate
+        sgd = stage.optimizer == "sgd"
         # SGD's rate scales the error at the output, so that no pass over all gradients is needed for it.
-        scale = rate if self.adamw is None else 1.0
+        scale = rate if sgd else 1.0
         for step in range(len(pixels)):
             kept = None if keep is None else keep[step]
             self.forward(patches[step], kept)
             self.backward(patches[step], targets[step], kept, scale)
-            if self.adamw is None:
+            if sgd:
                 np.subtract(self.theta, self.grad, out=self.theta)
             else:
-                self.adamw.step()
+                self.adamw(rate)
 
     def forward(self, patches: Floats, keep: Floats | None) -> None:
         """Outputs ``y`` (S, 1, 10) for one image, given as patches (S or 1, 64, 25)."""
@@ -234,6 +231,26 @@ class _Replicas:
         np.add(out[:, :, :, :3], columns[:, :, :, 1:, :2], out=out[:, :, :, :3])
         np.add(out[:, :, :, 1:, 0], columns[:, :, :, :3, 4], out=out[:, :, :, 1:, 0])
 
+    def adamw(self, rate: float) -> None:
+        """AdamW as torch has it, weight decay decoupled; spoils ``grad``.
+
+        Both averages are kept without their factors (1 - beta), which saves two passes over them.
+        """
+        grad, mean, square = self.grad, self.mean, self.square
+        self.steps += 1
+        root = math.sqrt((1 - _BETA2) / (1 - _BETA2**self.steps))
+        np.multiply(mean, _BETA1, out=mean)
+        np.add(mean, grad, out=mean)
+        np.multiply(grad, grad, out=grad)
+        np.multiply(square, _BETA2, out=square)
+        np.add(square, grad, out=square)
+        np.sqrt(square, out=grad)
+        np.add(grad, _EPS / root, out=grad)
+        np.divide(mean, grad, out=grad)
+        np.multiply(grad, rate * (1 - _BETA1) / (1 - _BETA1**self.steps) / root, out=grad)
+        np.multiply(self.theta, 1 - rate * _WEIGHT_DECAY, out=self.theta)
+        np.subtract(self.theta, grad, out=self.theta)
+
 
 def _t(stack: Floats) -> Floats:
     return stack.transpose(0, 2, 1)
@@ -258,10 +275,6 @@ def _split(row: NDArray[Any]) -> dict[str, NDArray[Any]]:
         parts[name] = row[..., start : start + height * width].reshape(*row.shape[:-1], height, width)
         start += height * width
     return parts
-
-
-def _views(rows: Floats) -> dict[str, Floats]:
-    return _split(rows)
 
 
 def _places(reads: Sequence[Sequence[int]]) -> Ints:
