@@ -83,12 +83,8 @@ def _references() -> dict[str, tuple[dict[str, str], str]]:
     logging.getLogger("bibtexparser").setLevel(logging.ERROR)
     library = bibtexparser.parse_string((ROOT / "references.bib").read_text(encoding="utf-8"))
     if library.failed_blocks:
-        raise AssayError(
-            f"references.bib cannot be read near line {library.failed_blocks[0].start_line}: mend the entry there."
-        )
-    return {
-        entry.key: ({field.key: str(field.value) for field in entry.fields}, entry.raw) for entry in library.entries
-    }
+        raise AssayError(f"references.bib cannot be read near line {library.failed_blocks[0].start_line}: mend the entry there.")
+    return {entry.key: ({field.key: str(field.value) for field in entry.fields}, entry.raw) for entry in library.entries}
 
 
 def _paper(key: str, path: Path, fields: dict[str, str], raw: str) -> Paper:
@@ -148,9 +144,7 @@ def claim_texts(paper: Paper) -> list[ClaimText]:
     found = []
     for path in files(paper):
         body = ast.parse(path.read_text(encoding="utf-8")).body
-        constants = {
-            t.id: s.value for s in body if isinstance(s, ast.Assign) for t in s.targets if isinstance(t, ast.Name)
-        }
+        constants = {t.id: s.value for s in body if isinstance(s, ast.Assign) for t in s.targets if isinstance(t, ast.Name)}
         for node in body:
             if isinstance(node, ast.FunctionDef):
                 for decorator in node.decorator_list:
@@ -168,13 +162,18 @@ def claim_texts(paper: Paper) -> list[ClaimText]:
 
 
 def _text(node: ast.expr, constants: dict[str, ast.expr]) -> str:
-    """A text, also where it stands under a name of its own in the same file."""
+    """A text as its file says it, also where it is put together from texts that stand under a name in the same file."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
     if isinstance(node, ast.Name) and node.id in constants:
-        node = constants[node.id]
-    try:
-        return str(ast.literal_eval(node))
-    except ValueError:
-        return ast.unparse(node)
+        return _text(constants[node.id], constants)
+    if isinstance(node, ast.FormattedValue):
+        return _text(node.value, constants)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(_text(part, constants) for part in node.values)
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return _text(node.left, constants) + _text(node.right, constants)
+    return ast.unparse(node)
 
 
 def claims(paper: Paper) -> dict[str, Claim]:

@@ -15,7 +15,7 @@ import typer
 from assay.errors import AssayError
 
 if TYPE_CHECKING:
-    from assay.lab.evidence import Result
+    from assay.lab.results import Result
 
 app = typer.Typer(
     name="assay",
@@ -61,9 +61,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command("list")
 def list_papers(
     topic: Annotated[str | None, typer.Argument(help="Only this topic, e.g. `labels`.")] = None,
-    kind: Annotated[
-        str | None, typer.Option(help="Only this kind: treatment, probe, estimator, model, dynamics.")
-    ] = None,
+    kind: Annotated[str | None, typer.Option(help="Only this kind: treatment, probe, estimator, model, dynamics.")] = None,
     as_json: Json = False,
 ) -> None:
     """Show the papers: what each is good for and what became of its claims."""
@@ -109,9 +107,7 @@ def cite(keys: Annotated[list[str], typer.Argument(help="Keys of papers.")]) -> 
 
 @app.command()
 def run(
-    what: Annotated[
-        list[str] | None, typer.Argument(help="`KEY`, `KEY:CLAIM` or a topic; several are allowed.")
-    ] = None,
+    what: Annotated[list[str] | None, typer.Argument(help="`KEY`, `KEY:CLAIM` or a topic; several are allowed.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every claim of every paper.")] = False,
     seeds: Annotated[int, typer.Option(help="How many seeds: 0 to N-1. Those that are done are not run again.")] = 5,
     scale: Scale = "laptop",
@@ -169,12 +165,13 @@ def record(
     device: Device = "cpu",
 ) -> None:
     """Write verdicts from the ledger into the repository, as `evidence/KEY.json`."""
-    from assay.lab import evidence, running
+    from assay.lab import results as ledger_results
+    from assay.lab import running
 
     results = running.results(what or [], everything, scale, device)
     if not results:
         raise AssayError(f"The ledger has nothing of that at scale {scale} for the present code: `assay run` it first.")
-    for path in evidence.record(results):
+    for path in ledger_results.record(results):
         print(f"recorded {path}")
 
 
@@ -264,12 +261,10 @@ def doctor(as_json: Json = False) -> None:
 
 def _present(results: list[Result], as_json: bool) -> None:
     from assay import show
-    from assay.lab import evidence
+    from assay.lab.results import as_dict
 
     if as_json:
-        _print_json(
-            [{"paper": found.paper.key, "claim": found.claim.name, **evidence.as_dict(found)} for found in results]
-        )
+        _print_json([{"paper": found.paper.key, "claim": found.claim.name, **as_dict(found)} for found in results])
     else:
         show.print_results(results)
 

@@ -45,12 +45,8 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 def _disk_error(path: Path, error: Exception) -> AssayError:
     if getattr(error, "errno", None) == errno.ENOSPC or not isinstance(error, OSError):
-        return AssayError(
-            f"{path} could not be written, the disk is full: free some space (`assay cache prune`) and run again."
-        )
-    return AssayError(
-        f"{path} could not be written ({error.strerror}): mend its folder's permissions, or set ASSAY_HOME."
-    )
+        return AssayError(f"{path} could not be written, the disk is full: free some space (`assay cache prune`) and run again.")
+    return AssayError(f"{path} could not be written ({error.strerror}): mend its folder's permissions, or set ASSAY_HOME.")
 
 
 def write_json(path: Path, value: object) -> None:
@@ -73,9 +69,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise AssayError(
-            f"The checkpoint {path} cannot be read ({type(error).__name__}): remove it to start over."
-        ) from error
+        raise AssayError(f"The checkpoint {path} cannot be read ({type(error).__name__}): remove it to start over.") from error
     return state
 
 
@@ -96,7 +90,5 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             facts = json.loads((file.metadata() or {}).get("facts", "{}"))
     except Exception as error:
-        raise AssayError(
-            f"{path} cannot be read ({type(error).__name__}): remove it, it will be made again."
-        ) from error
+        raise AssayError(f"{path} cannot be read ({type(error).__name__}): remove it, it will be made again.") from error
     return tensors, facts

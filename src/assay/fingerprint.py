@@ -31,7 +31,15 @@ from assay.errors import AssayError
 #: Version of what the training loop and the lab compute, raised by hand when the same recipe would train otherwise.
 #: It stands for the code of :data:`_INFRASTRUCTURE`, so that tidying that code does not throw away what was measured.
 PROTOCOL = 1
-_INFRASTRUCTURE = ("assay.clock", "assay.errors", "assay.fingerprint", "assay.lab", "assay.paper", "assay.recipe", "assay.train.loop")
+_INFRASTRUCTURE = (
+    "assay.clock",
+    "assay.errors",
+    "assay.fingerprint",
+    "assay.lab",
+    "assay.paper",
+    "assay.recipe",
+    "assay.train.loop",
+)
 
 #: Decorators whose arguments are words about the work, not the work: rewording a claim does not call for running it again.
 _WORDS_ONLY = {"claim"}

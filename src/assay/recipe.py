@@ -52,6 +52,9 @@ def per_example(kind: Callable[..., nn.Module], **arguments: Any) -> PerExample:
     return PerExample(kind, arguments)
 
 
+_SGD = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """One complete way to train. Everything in it is a value or importable code, so that its content is its identity.
@@ -76,7 +79,7 @@ class Recipe:
     data: Dataset
     model: Callable[[], nn.Module]
     loss: Loss | PerExample = F.cross_entropy
-    optimizer: Callable[..., Optimizer] = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+    optimizer: Callable[..., Optimizer] = _SGD
     schedule: Callable[[Optimizer, int], LRScheduler] | None = None
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
     hooks: tuple[Hook, ...] = ()

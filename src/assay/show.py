@@ -18,7 +18,7 @@ from assay.lab import evidence
 
 if TYPE_CHECKING:
     from assay.lab.cache import Entry
-    from assay.lab.evidence import Result
+    from assay.lab.results import Result
 
 COLOURS = {
     "holds": "green",
@@ -94,9 +94,7 @@ def print_papers(papers: Iterable[catalogue.Paper]) -> None:
     table.columns[5].no_wrap = True
     for paper in papers:
         entries = evidence.recorded(paper.key)
-        counts = {
-            word: sum(e["verdict"] == word for e in entries.values()) for word in ("holds", "fails", "inconclusive")
-        }
+        counts = {word: sum(e["verdict"] == word for e in entries.values()) for word in ("holds", "fails", "inconclusive")}
         marks = " ".join(f"[{COLOURS[word]}]{count} {word}[/]" for word, count in counts.items() if count)
         table.add_row(
             f"[bold]{paper.key}[/]",
@@ -153,8 +151,8 @@ def _number(value: float | None) -> str:
 
 
 def _test_text(test: Mapping[str, Any]) -> str:
-    level = f"{100 * test['level']:.0f} %"
-    return f"{test['expectation']}: effect {test['effect']:+.4g} [{test['low']:+.4g}, {test['high']:+.4g}] ({level}), p = {test['p']:.2g}"
+    interval = f"[{test['low']:+.4g}, {test['high']:+.4g}] ({100 * test['level']:.0f} %)"
+    return f"{test['expectation']}: effect {test['effect']:+.4g} {interval}, p = {test['p']:.2g}"
 
 
 def print_results(results: Sequence[Result]) -> None:
@@ -165,9 +163,7 @@ def print_results(results: Sequence[Result]) -> None:
         return
     for found in results:
         claim = found.claim
-        out.print(
-            f"\n[bold]{found.paper.key}:{claim.name}[/]  {_colour(found.verdict.verdict)}  [dim]{len(found.rows)} seeds[/]"
-        )
+        out.print(f"\n[bold]{found.paper.key}:{claim.name}[/]  {_colour(found.verdict.verdict)}  [dim]{len(found.rows)} seeds[/]")
         out.print(Padding(escape(claim.statement), (0, 2)))
         reported = {arm: (value, said) for said in claim.reported for arm, value in said.values.items()}
         table = _table(
@@ -278,11 +274,7 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
     text = f"{len(held)} hold, {sum(r['verdict'] == 'fails' for r in rows)} fail, "
     text += f"{sum(r['verdict'] == 'inconclusive' for r in rows)} inconclusive, {sum(bool(r.get('stale')) for r in rows)} stale."
     text += " q is the p-value corrected for the number of claims (Benjamini-Hochberg)"
-    text += (
-        f"; {len(doubtful)} of those that hold have q above 0.05."
-        if doubtful
-        else "; all that hold have q of at most 0.05."
-    )
+    text += f"; {len(doubtful)} of those that hold have q above 0.05." if doubtful else "; all that hold have q of at most 0.05."
     console().print(textwrap.fill(text, 100), highlight=False)
 
 

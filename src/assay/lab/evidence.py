@@ -2,28 +2,20 @@
 
 The file holds every arm's value of every seed, the curves (mean over seeds and the seeds' range), intervals, prices,
 machine, versions, date and the fingerprint of the code. Evidence whose code has changed since is *stale*, which is told
-from the source files alone.
+from the source files alone. Made by :mod:`assay.lab.results`; reading it needs neither torch nor a database.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from assay.catalogue import Paper
 from assay.errors import AssayError
-from assay.files import write_json
 from assay.fingerprint import code_fingerprint
-from assay.lab.ledger import Ledger, Row
-from assay.lab.verdict import Verdict, judge
-from assay.paper import Claim, Curve
 
 
 def folder() -> Path:
@@ -54,125 +46,3 @@ def recorded(key: str) -> dict[str, Any]:
 def is_stale(paper: Paper, name: str, entry: Mapping[str, Any]) -> bool:
     """Whether the code of a claim is no longer what the evidence was measured with."""
     return code_fingerprint(paper.module, name) != entry.get("code")
-
-
-@dataclass(frozen=True)
-class Result:
-    """One claim with what the ledger says of it."""
-
-    paper: Paper
-    claim: Claim
-    rows: Mapping[int, Row]
-    verdict: Verdict
-
-    def mean(self, arm: str) -> float:
-        """Mean of an arm over seeds."""
-        return statistics.fmean(row.values[arm] for row in self.rows.values())
-
-    @property
-    def arms(self) -> list[str]:
-        """The arms, as the claim returns them."""
-        return list(next(iter(self.rows.values())).values)
-
-    def price(self, arm: str) -> dict[str, float]:
-        """Median price of an arm over seeds; empty where it was not measured."""
-        costs = [row.costs.get(arm, {}) for row in self.rows.values()]
-        return {
-            name: statistics.median(cost[name] for cost in costs)
-            for name in ("seconds", "parameters", "flops", "bytes")
-            if all(name in cost for cost in costs)
-        }
-
-
-def result(
-    paper: Paper, claim: Claim, ledger: Ledger, scale: str, device: str, code: str, seeds: int | None = None
-) -> Result | None:
-    """What the ledger says of a claim for its present code; ``None`` where nothing is done yet."""
-    rows = ledger.done(paper.key, claim.name, scale, device, code)
-    if seeds is not None:
-        rows = {seed: row for seed, row in rows.items() if seed < seeds}
-    if not rows:
-        return None
-    rows = dict(sorted(rows.items()))
-    return Result(paper, claim, rows, judge(claim.expect, {seed: _arms(row) for seed, row in rows.items()}))
-
-
-def _arms(row: Row) -> dict[str, float | Curve]:
-    arms: dict[str, float | Curve] = dict(row.values)
-    for arm, line in row.curves.items():
-        y = [math.nan if value is None else value for value in line["y"]]
-        arms[arm] = Curve(y, line["x"], value=row.values[arm])
-    return arms
-
-
-def as_dict(found: Result) -> dict[str, Any]:
-    """A result as JSON: for ``--json`` and for the evidence file."""
-    claim, rows = found.claim, found.rows
-    first = next(iter(rows.values()))
-    seconds = sum(row.seconds for row in rows.values())
-    return {
-        "verdict": found.verdict.verdict,
-        "seeds": len(rows),
-        "statement": claim.statement,
-        "unit": claim.unit,
-        "scaled_down": claim.scaled_down,
-        "scale": first.scale,
-        "device": first.device,
-        **{name: value for name, value in found.verdict.as_dict().items() if name not in ("verdict", "seeds")},
-        "arms": {arm: {str(seed): row.values[arm] for seed, row in rows.items()} for arm in found.arms},
-        "price": {arm: found.price(arm) for arm in found.arms if found.price(arm)},
-        "curves": _curves(rows),
-        "reported": [asdict(reported) for reported in claim.reported],
-        "seconds": round(seconds, 1),
-        "peak_bytes": max(row.peak_bytes for row in rows.values()),
-        "code": first.code,
-        "commit": first.commit,
-        "machine": dict(first.machine),
-        "versions": dict(first.versions),
-        "date": max(row.finished for row in rows.values())[:10],
-        "rerun": f"assay run {found.paper.key}:{claim.name} --scale {first.scale} --seeds {len(rows)}",
-    }
-
-
-def _curves(rows: Mapping[int, Row]) -> dict[str, Any]:
-    """Arm -> its line over seeds: mean, lowest and highest; where seeds have different x, every seed's own line."""
-    lines: dict[str, Any] = {}
-    for arm in next(iter(rows.values())).curves:
-        found = [row.curves[arm] for row in rows.values()]
-        names = {"x_name": found[0]["x_name"], "y_name": found[0]["y_name"]}
-        if all(line["x"] == found[0]["x"] for line in found):
-            columns = [
-                [value for value in column if value is not None] for column in zip(*(line["y"] for line in found), strict=True)
-            ]
-            lines[arm] = {
-                **names,
-                "x": found[0]["x"],
-                "mean": [_short(statistics.fmean(column)) if column else None for column in columns],
-                "low": [_short(min(column)) if column else None for column in columns],
-                "high": [_short(max(column)) if column else None for column in columns],
-            }
-        else:
-            lines[arm] = {
-                **names,
-                "seeds": {str(seed): {"x": row.curves[arm]["x"], "y": row.curves[arm]["y"]} for seed, row in rows.items()},
-            }
-    return lines
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.5g}")
-
-
-def record(results: list[Result]) -> list[Path]:
-    """Write results into the evidence folder, a file a paper; claims that are not among them stay as they were recorded."""
-    written = []
-    for key in dict.fromkeys(found.paper.key for found in results):
-        mine = [found for found in results if found.paper.key == key]
-        claims = {**recorded(key), **{found.claim.name: as_dict(found) for found in mine}}
-        path = folder() / f"{key}.json"
-        write_json(
-            path,
-            {"paper": key, "recorded": datetime.now(UTC).date().isoformat(), "claims": dict(sorted(claims.items()))},
-        )
-        written.append(path)
-    return written

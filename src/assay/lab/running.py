@@ -20,8 +20,8 @@ from rich.progress import (
 from assay import catalogue
 from assay.data import available, fetch
 from assay.errors import AssayError
-from assay.lab.evidence import Result, result
 from assay.lab.ledger import Ledger
+from assay.lab.results import Result, result
 from assay.lab.units import Unit, claim_code, plan
 from assay.lab.workers import run_units
 from assay.paper import Claim

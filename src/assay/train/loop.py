@@ -283,8 +283,8 @@ class _Loop:
             at = int(bad[0])
             rate = self.optimizer.param_groups[0]["lr"]
             raise AssayError(
-                f"The loss is not finite ({self.losses[at].item()}) at epoch {self.run.epoch + 1}, step {at + 1} of "
-                f"{self.run.steps_per_epoch} (learning rate {rate:.3g}): lower the learning rate or look at the data for outliers."
+                f"The loss is not finite ({self.losses[at].item()}) at epoch {self.run.epoch + 1}, step {at + 1} "
+                f"of {self.run.steps_per_epoch} (learning rate {rate:.3g}): lower the learning rate or look at the data for outliers."
             )
 
     def _end_epoch(self) -> None:

@@ -231,9 +231,8 @@ def test_modern_habits_change_the_training_and_nothing_else(table):
 def test_claims_measure_every_arm(home):
     from assay.lab import Lab
 
-    lab = Lab(scale="smoke", seeds=(0, 1))
-    told = []
-    lab._report = lambda *words: told.append(words)
+    told: list[tuple[object, ...]] = []
+    lab = Lab(scale="smoke", seeds=(0, 1), report=lambda *words: told.append(words))
     for claim in (ladder_halves_error, loss_swap_only_fits, more_data_less_than_recipe):
         measured = claim(lab)
         assert set(measured) == {0, 1}

@@ -14,8 +14,11 @@ from assay.papers.dynamics.grokking import (
     History,
     OperandMLP,
     OperationTable,
+    delayed_generalization,
     grokking_delay,
+    less_data_slower,
     run_grokking,
+    weight_decay_helps,
 )
 
 
@@ -187,6 +190,19 @@ def test_training_stops_when_it_has_understood():
     assert history.steps[-1] < 600
     assert grokking_delay(history, level=0.9) > 3
     assert history.steps == tuple(sorted(set(history.steps)))
+
+
+def test_claims_measure_every_arm(home):
+    from assay.lab import Lab
+
+    for claim in (delayed_generalization, weight_decay_helps, less_data_slower):
+        measured = claim(Lab(scale="smoke"))
+        wanted = {name for expected in claim.expect for name in (expected.arm, getattr(expected, "than", expected.arm))}
+        assert wanted <= set(measured)
+    steps = measured["50 % of the table"]
+    assert steps.number == 100  # the whole budget: not reached
+    assert len(steps.y) <= 60
+    assert steps.x[-1] == 100
 
 
 def _seeded(make):

@@ -161,7 +161,7 @@ def _gradient(model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
 
 def _digits(lab: Lab) -> Dataset:
     data = lab.data(lab.pick(smoke="mnist5k", laptop="mnist5k", full="mnist"))
-    return data.subset(train=320, test=100) if lab.scale == "smoke" else data
+    return data.subset(train=200, test=100) if lab.scale == "smoke" else data
 
 
 def _explained(lab: Lab, recipe: Recipe, count: int) -> tuple[nn.Module, Tensor, Tensor]:
@@ -199,7 +199,9 @@ def _tanh_mlp() -> nn.Module:
 )
 def completeness_with_steps(lab: Lab) -> Measured:
     digits = lenet_on(_digits(lab), epochs=lab.pick(smoke=1, laptop=8, full=8))
-    tumours = Recipe(lab.data("breast-cancer").normalise(), model=_tanh_mlp, epochs=20, batch_size=32)
+    tumours = Recipe(
+        lab.data("breast-cancer").normalise(), model=_tanh_mlp, epochs=lab.pick(smoke=2, laptop=20, full=20), batch_size=32
+    )
     count = lab.pick(smoke=4, laptop=50, full=1000)
     counts = lab.pick(smoke=(5, 50), laptop=(5, 10, 20, 50, 100), full=(5, 10, 20, 50, 100, 200, 300))
     arms: dict[str, float | Curve] = {}

@@ -172,7 +172,7 @@ def robustness(model: nn.Module, images: Tensor, norm: float = 2, num_classes: i
 
 def _digits(lab: Lab) -> Dataset:
     data = lab.data(lab.pick(smoke="mnist5k", laptop="mnist5k", full="mnist"))
-    return data.subset(train=320, test=100) if lab.scale == "smoke" else data
+    return data.subset(train=200, test=100) if lab.scale == "smoke" else data
 
 
 def _plain(lab: Lab) -> Recipe:
