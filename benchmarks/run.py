@@ -172,7 +172,16 @@ def main() -> None:
         met = row["ratio"] <= row["wanted"] if row.get("lower_is_better") else row["ratio"] >= row["wanted"]
         memory = f"{row['ours_mb']} / {row['peer_mb']} MB" if "ours_mb" in row else ""
         mark = "[green]met[/]" if met else "[red]missed[/]"
-        table.add_row(row["job"], row["peer"], f"{row['ours_s']:.3g} s", f"{row['peer_s']:.3g} s", f"{row['ratio']:.3g}", f"{row['wanted']}", memory, mark)
+        table.add_row(
+            row["job"],
+            row["peer"],
+            f"{row['ours_s']:.3g} s",
+            f"{row['peer_s']:.3g} s",
+            f"{row['ratio']:.3g}",
+            f"{row['wanted']}",
+            memory,
+            mark,
+        )
     console.print(table)
 
 

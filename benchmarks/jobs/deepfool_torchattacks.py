@@ -38,15 +38,7 @@ def ours() -> Callable[[], Tensor]:
     return lambda: deepfool(model, images, clip=(0, 1)).adversarial
 
 
-_LIBRARY: list[torch.library.Library] = []  # registrations last as long as the library object
-
-
 def torchattacks() -> Callable[[], Tensor]:
-    # torchattacks imports torchvision, whose import fails beside a torch that it was not built for, for want of these names.
-    library = torch.library.Library("torchvision", "DEF")
-    _LIBRARY.append(library)
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     from torchattacks import DeepFool
 
     model, images = _job()
