@@ -160,13 +160,13 @@ def test_what_has_no_content_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_words_of_a_claim_do_not_call_for_running_it_again(write) -> None:
-    text = '''
+    text = """
 from assay.paper import Above, claim
 
 @claim("It is so.", expect=Above("a", 0))
 def so(lab):
     return {"a": 1.0}
-'''
+"""
     write(text)
     before = marks.code_fingerprint("theirs", "so")
     write(text.replace("It is so.", "It is really so."))

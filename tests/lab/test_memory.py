@@ -115,7 +115,7 @@ def test_a_damaged_entry_says_so(home: Path, table: Dataset) -> None:
     Lab().train(recipe)
     (entry,) = cache.entries()
     entry.path.write_bytes(entry.path.read_bytes()[:100])
-    with pytest.raises(AssayError, match="cannot be read .* remove it"):
+    with pytest.raises(AssayError, match=r"cannot be read .* remove it"):
         Lab().train(recipe)
 
 

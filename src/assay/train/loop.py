@@ -139,9 +139,7 @@ class _Inputs:
     def __init__(self, split: Split, device: torch.device, channels_last: bool) -> None:
         inputs = split.inputs
         if not isinstance(inputs, Tensor):
-            raise AssayError(
-                "The data set holds texts; encode them as token ids (assay.nn.text) before training on them."
-            )
+            raise AssayError("The data set holds texts; encode them as token ids (assay.nn.text) before training on them.")
         self.device = device
         self.channels_last = channels_last and inputs.dim() == 4
         self.resident = inputs.numel() * inputs.element_size() <= RESIDENT_BYTES
@@ -209,11 +207,7 @@ class _Loop:
         while run.epoch < run.epochs and not run.stop:
             if self.at == 0:
                 count = len(run.data.train)
-                self.order = (
-                    torch.randperm(count, generator=self.order_generator)
-                    if self.recipe.shuffle
-                    else torch.arange(count)
-                )
+                self.order = torch.randperm(count, generator=self.order_generator) if self.recipe.shuffle else torch.arange(count)
                 self.order = self.order.to(self.device)
                 self.model.train()
             began = seconds(self.device)
@@ -284,7 +278,8 @@ class _Loop:
             rate = self.optimizer.param_groups[0]["lr"]
             raise AssayError(
                 f"The loss is not finite ({self.losses[at].item()}) at epoch {self.run.epoch + 1}, step {at + 1} "
-                f"of {self.run.steps_per_epoch} (learning rate {rate:.3g}): lower the learning rate or look at the data for outliers."
+                f"of {self.run.steps_per_epoch} (learning rate {rate:.3g}): lower the learning rate, or look at the data for "
+                "outliers."
             )
 
     def _end_epoch(self) -> None:
@@ -369,9 +364,7 @@ def _optimizer(recipe: Recipe, parameters: list[nn.Parameter], device: torch.dev
 
 
 @torch.no_grad()
-def _outputs(
-    model: nn.Module, split: Split, device: torch.device, inputs: _Inputs | None = None, chunk: int = 1024
-) -> Tensor:
+def _outputs(model: nn.Module, split: Split, device: torch.device, inputs: _Inputs | None = None, chunk: int = 1024) -> Tensor:
     """Outputs of a network in evaluation mode for a whole split, in order."""
     if inputs is None:
         inputs = _Inputs(split, device, any(isinstance(m, nn.Conv2d) for m in model.modules()))

@@ -20,9 +20,7 @@ def warmup_cosine(optimizer: Optimizer, steps: int, warmup: float = 0.05) -> LRS
     """Linear warm-up over the fraction ``warmup`` of all steps, then half a cosine to 0."""
     first = max(1, round(warmup * steps))
     rise = LinearLR(optimizer, start_factor=1 / (first + 1), total_iters=first)
-    return SequentialLR(
-        optimizer, [rise, CosineAnnealingLR(optimizer, T_max=max(1, steps - first))], milestones=[first]
-    )
+    return SequentialLR(optimizer, [rise, CosineAnnealingLR(optimizer, T_max=max(1, steps - first))], milestones=[first])
 
 
 def linear(optimizer: Optimizer, steps: int, final: float = 0.0) -> LRScheduler:

@@ -260,9 +260,7 @@ def wide_beats_deep_at_equal_size(lab: Lab) -> Measured:
 @claim(
     "Dropout between the convolutions of a block raises the accuracy of a wide network, batch normalisation notwithstanding.",
     expect=Higher("dropout 0.3", than="no dropout"),
-    reported=Reported(
-        "CIFAR-10 test accuracy, WRN-28-10", {"dropout 0.3": 0.9611, "no dropout": 0.9600}, where="Table 6"
-    ),
+    reported=Reported("CIFAR-10 test accuracy, WRN-28-10", {"dropout 0.3": 0.9611, "no dropout": 0.9600}, where="Table 6"),
     scaled_down="WRN-10-4 of 8 base planes on 2,000 Fashion-MNIST images of 14x14, 12 epochs, no augmentation.",
     unit="test accuracy",
     needs=("fashion-mnist",),
