@@ -172,7 +172,7 @@ def _work(pipe: Connection, url: str) -> None:
         ledger.add(rows)
         worst = next((row for row in rows if row.status != "done"), rows[0])
         seconds = sum(row.seconds for row in rows)
-        pipe.send(("end", {"status": worst.status, "seconds": seconds, "error": worst.error}))
+        _say(pipe, "end", {"status": worst.status, "seconds": seconds, "error": worst.error})
 
 
 def _tasks(pipe: Connection) -> Iterator[Unit]:
@@ -186,6 +186,13 @@ def _tasks(pipe: Connection) -> Iterator[Unit]:
         yield unit
 
 
+def _say(pipe: Connection, moment: str, details: dict[str, Any]) -> None:
+    try:
+        pipe.send((moment, details))
+    except OSError:  # the watcher is gone: that is no fault of the unit, and must not be recorded as one
+        os._exit(1)
+
+
 class _Reporter:
     """Sends progress to the watcher, at most five times a second."""
 
@@ -197,7 +204,7 @@ class _Reporter:
         now = time.monotonic()
         if now - self.last > 0.2:
             self.last = now
-            self.pipe.send(("progress", {"fraction": done / total if total else 0.0, "note": note}))
+            _say(self.pipe, "progress", {"fraction": done / total if total else 0.0, "note": note})
 
 
 def _die_with(parent: int) -> None:
