@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from assay import fingerprint as marks
-from assay.data import Dataset
+from assay.data import Dataset, load
 from assay.errors import AssayError
 from assay.lab.memory import recipe_fingerprint
 from assay.nn import mlp
@@ -61,13 +61,13 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         (tmp_path / "theirs.py").write_text(text)
         sys.modules.pop("theirs", None)
         importlib.invalidate_caches()
-        for cached in (marks._source, marks._origin, marks._first_party):
+        for cached in (marks._read, marks._origin, marks._first_party):
             cached.cache_clear()
         return importlib.import_module("theirs")
 
     yield make
     sys.modules.pop("theirs", None)
-    for cached in (marks._source, marks._origin, marks._first_party):
+    for cached in (marks._read, marks._origin, marks._first_party):
         cached.cache_clear()
 
 
@@ -157,6 +157,97 @@ def test_weights_of_a_network_count() -> None:
 def test_what_has_no_content_is_refused(tmp_path: Path) -> None:
     with (tmp_path / "file").open("w") as file, pytest.raises(AssayError, match="cannot be fingerprinted"):
         marks.fingerprint(file)
+
+
+def test_data_are_what_the_protocol_says() -> None:
+    """If this changes, raise PROTOCOL: what was measured on these data would no longer be what the code gives."""
+    digits = load("digits")
+    made = [
+        digits,
+        digits.flip_labels(0.4, seed=1),
+        digits.flip_labels(0.4, seed=1, kind="pairwise"),
+        digits.subset(train=100, test=50, seed=2),
+        digits.long_tail(10, seed=3),
+        digits.holdout(0.2, seed=4),
+        load("mnist5k"),
+    ]
+    assert [data.fingerprint[:8] for data in made] == PINNED
+
+
+PINNED = ["82c40fc9", "7bcb627e", "57b6b413", "aa3203a2", "8dd0c938", "2f1c2889", "08e73a22"]
+
+EXPRESSIVE = """
+import torch
+from torch import nn
+
+TABLE = {}
+TABLE.update(scale=2.0)
+
+if hasattr(torch, "nothing of the kind"):
+    def loss(logits, labels):
+        return logits.sum()
+else:
+    def loss(logits, labels):
+        return (logits * TABLE["scale"]).sum()
+
+
+def pair():
+    return lambda x: x + 1, lambda x: x + 2
+
+
+def layer(size):
+    class Local(nn.Module):
+        def forward(self, x):
+            return x * size
+
+    return Local
+
+
+def reads_a_constant():
+    return lambda x: x * TABLE["scale"]
+"""
+
+
+@pytest.mark.parametrize("change", [("scale=2.0", "scale=3.0"), ("logits * TABLE", "logits + TABLE")])
+def test_definitions_inside_statements_and_changes_of_tables_count(write, table: Dataset, change: tuple[str, str]) -> None:
+    before = marks.fingerprint(write(EXPRESSIVE).loss)
+    assert marks.fingerprint(write(EXPRESSIVE.replace(*change)).loss) != before
+
+
+def test_lambdas_on_one_line_local_classes_and_constants_are_told_apart(write) -> None:
+    module = write(EXPRESSIVE)
+    assert len({marks.fingerprint(function) for function in module.pair()}) == 2
+    assert marks.fingerprint(module.layer(1)) != marks.fingerprint(module.layer(2))
+    before = marks.fingerprint(module.reads_a_constant())
+    assert marks.fingerprint(write(EXPRESSIVE.replace("scale=2.0", "scale=3.0")).reads_a_constant()) != before
+
+
+def test_settings_of_a_network_count_also_where_it_has_no_weights() -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.TransformerEncoderLayer(8, 2, 8, activation=name) for name in ("relu", "gelu")]
+    layers[1].load_state_dict(layers[0].state_dict())
+    assert marks.fingerprint(layers[0]) != marks.fingerprint(layers[1])
+    frozen = torch.nn.Linear(2, 2)
+    before = marks.fingerprint(frozen)
+    frozen.weight.requires_grad_(False)
+    assert marks.fingerprint(frozen) != before
+
+
+def test_what_a_claim_expects_counts_for_its_evidence_only(write) -> None:
+    text = """
+from assay.paper import Above, claim
+
+LEVEL = Above("a", 0)
+
+@claim("It is so.", expect=LEVEL)
+def so(lab):
+    return {"a": 1.0}
+"""
+    write(text)
+    measured, judged = (marks.code_fingerprint("theirs", "so", expectations=both) for both in (False, True))
+    write(text.replace('Above("a", 0)', 'Above("a", 2)'))
+    assert marks.code_fingerprint("theirs", "so") == measured
+    assert marks.code_fingerprint("theirs", "so", expectations=True) != judged
 
 
 def test_the_words_of_a_claim_do_not_call_for_running_it_again(write) -> None:

@@ -25,8 +25,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         AssayError: the disk is full or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        raise _disk_error(path, error) from error
     os.close(handle)
     temporary = Path(name)
     try:
@@ -36,8 +39,10 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         temporary.replace(path)
     except OSError as error:
         raise _disk_error(path, error) from error
-    except RuntimeError as error:  # torch's writer has its own words for what the system told it
-        raise _disk_error(path, error) from error
+    except Exception as error:  # the writers of torch and safetensors have their own words for what the system told them
+        if any(word in str(error) for word in ("PytorchStreamWriter", "unexpected pos", "os error")):
+            raise _disk_error(path, error) from error
+        raise
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
@@ -77,7 +82,8 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, 
     """Write named tensors and JSON facts into one safetensors file, atomically."""
     from safetensors.torch import save_file
 
-    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # Each in memory of its own: weights may be tied, and results may be views of each other.
+    whole = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     write_atomically(path, lambda temporary: save_file(whole, temporary, {"facts": json.dumps(facts)}))
 
 

@@ -19,11 +19,12 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import inspect
+import os
 import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from assay.errors import AssayError
@@ -45,19 +46,35 @@ _INFRASTRUCTURE = (
 _WORDS_ONLY = {"claim"}
 
 
-def code_fingerprint(module: str, name: str) -> str:
+def code_fingerprint(module: str, name: str, expectations: bool = False) -> str:
     """Fingerprint of one top-level definition and of all first-party code that it refers to, read from the files.
+
+    Versions of other packages stay out of it: they are recorded beside every result.
 
     Args:
         module: dotted name of the module, as in ``"assay.papers.labels.elr"``.
         name: a top-level function, class or assignment in it.
+        expectations: whether what a claim expects counts too. What was measured does not depend on it, the verdict does.
 
     Returns:
         32 hexadecimal digits.
     """
     reached: dict[str, str] = {}
     _reach(module, name, reached)
-    return _digest(reached)
+    if expectations:
+        source = _source(module)
+        for statement in source.definitions.get(name, []) if source else []:
+            for word in _expected(statement):
+                reached[f"{module}:{name} expects"] = ast.dump(word)
+                _follow(module, word, reached)
+    bare = {key: text.split("@")[0] if text.startswith("external:") else text for key, text in reached.items()}
+    return _digest({"protocol": str(PROTOCOL), **bare})
+
+
+def _expected(statement: ast.stmt) -> list[ast.expr]:
+    """What stands behind ``expect=`` in the decorators of a claim."""
+    calls = [d for d in getattr(statement, "decorator_list", []) if isinstance(d, ast.Call)]
+    return [word.value for call in calls for word in call.keywords if word.arg == "expect"]
 
 
 def fingerprint(*values: object) -> str:
@@ -104,6 +121,10 @@ def _describe(value: object, reached: dict[str, str], where: str) -> str:
         return f"method({_describe(value.__self__, reached, where)}.{_describe(value.__func__, reached, where)})"
     if isinstance(value, (FunctionType, type)):
         return _describe_code(value, reached, where)
+    if isinstance(value, ModuleType) and _first_party(value.__name__) and _source(value.__name__) is not None:
+        for name in _source(value.__name__).definitions:  # type: ignore[union-attr]
+            _reach(value.__name__, name, reached)
+        return f"module:{value.__name__}"
     if isinstance(value, (BuiltinFunctionType, ModuleType)):
         return _external(f"{getattr(value, '__module__', None) or ''}.{value.__name__}".lstrip("."))
     if callable(value) and hasattr(value, "__wrapped__"):  # a decorated function that kept what it wraps
@@ -133,7 +154,8 @@ def _describe_array(value: Any, reached: dict[str, str], where: str) -> str:
             flat = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             return f"tensor:{value.dtype}{tuple(value.shape)}:{hashlib.blake2b(flat.data, digest_size=16).hexdigest()}"
         if isinstance(value, torch.nn.Module):
-            settings = {k: v for k, v in vars(value).items() if isinstance(v, (bool, int, float, str, tuple))}
+            settings = {k: v for k, v in vars(value).items() if not k.startswith("_") and k != "training"}
+            settings["frozen"] = [name for name, p in value.named_parameters(recurse=False) if not p.requires_grad]
             children = {name: _describe(child, reached, f"{where}.{name}") for name, child in value.named_children()}
             own = {**dict(value.named_parameters(recurse=False)), **dict(value.named_buffers(recurse=False))}
             parts = (settings, children, {k: v for k, v in own.items() if v is not None})
@@ -160,16 +182,24 @@ def _describe_code(value: Any, reached: dict[str, str], where: str) -> str:
         raise AssayError(f"{where} is {qualname}, whose source cannot be read ({error}): define it in a file.") from None
     tree = _normalise(tree)
     text = ast.dump(tree)
-    if isinstance(value, FunctionType):
+    functions = [value] if isinstance(value, FunctionType) else [v for v in vars(value).values() if isinstance(v, FunctionType)]
+    for function in functions:
+        code = function.__code__
+        # The statement around a lambda may hold several; its compiled code tells them apart.
+        text += f"|{code.co_code!r}{[c for c in code.co_consts if not isinstance(c, CodeType)]!r}{code.co_names!r}"
         closed = {
             name: _describe(cell.cell_contents, reached, f"{where}.{name}")
-            for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+            for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)
+            if cell.cell_contents is not value  # a class that its own methods name
         }
-        text += _describe([closed, value.__defaults__, value.__kwdefaults__], reached, where)
+        text += _describe([closed, function.__defaults__, function.__kwdefaults__], reached, where)
         for name in _names(tree):
-            used = value.__globals__.get(name.split(".")[0])
-            if isinstance(used, (FunctionType, type)):
-                text += _describe(used, reached, f"{where}.{name}")
+            head, *rest = name.split(".")
+            used = function.__globals__.get(head)
+            while rest and isinstance(used, ModuleType):
+                used = getattr(used, rest.pop(0), None)
+            if used is not None and not isinstance(used, ModuleType):
+                text += f"{name}={_describe(used, reached, f'{where}.{name}')}"
     return f"local:{text}"
 
 
@@ -207,20 +237,24 @@ class _Source:
     def __init__(self, module: str, text: str, is_package: bool) -> None:
         self.module = module
         self.definitions: dict[str, list[ast.stmt]] = {}
-        self.imports: dict[str, tuple[str, str | None]] = {}  # alias -> (module, name in it or None for the module)
+        self.imports: dict[str, list[tuple[str, str | None]]] = {}  # alias -> (module, name in it or None for the module)
+        self.stars: list[str] = []  # modules whose names were all imported
         package = module if is_package else module.rpartition(".")[0]
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Import):
                 for alias in node.names:
                     bound = alias.asname or alias.name.split(".")[0]
-                    self.imports[bound] = (alias.name if alias.asname else alias.name.split(".")[0], None)
+                    self.imports.setdefault(bound, []).append((alias.name if alias.asname else bound, None))
             elif isinstance(node, ast.ImportFrom):
                 origin = node.module or ""
                 if node.level:
                     above = package.split(".")[: len(package.split(".")) - node.level + 1]
                     origin = ".".join([*above, *([node.module] if node.module else [])])
                 for alias in node.names:
-                    self.imports[alias.asname or alias.name] = (origin, alias.name)
+                    if alias.name == "*":
+                        self.stars.append(origin)
+                    else:
+                        self.imports.setdefault(alias.asname or alias.name, []).append((origin, alias.name))
         for statement in ast.parse(text).body:
             for name in _defined(statement):
                 self.definitions.setdefault(name, []).append(statement)
@@ -233,6 +267,13 @@ def _defined(statement: ast.stmt) -> Iterator[str]:
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         for target in targets:
             yield from (node.id for node in ast.walk(target) if isinstance(node, ast.Name))
+    elif isinstance(statement, ast.Expr):  # TABLE.update(...) defines what the table is, too
+        if isinstance(statement.value, ast.Call) and isinstance(statement.value.func, ast.Attribute):
+            yield from (node.id for node in ast.walk(statement.value.func) if isinstance(node, ast.Name))
+    elif isinstance(statement, (ast.If, ast.Try, ast.With, ast.For, ast.While)):
+        for inner in ast.walk(statement):
+            if isinstance(inner, ast.stmt) and inner is not statement:
+                yield from _defined(inner)
 
 
 @functools.cache
@@ -250,12 +291,16 @@ def _origin(module: str) -> tuple[str, bool] | None:
     return spec.origin, spec.submodule_search_locations is not None
 
 
-@functools.cache
 def _source(module: str) -> _Source | None:
     origin = _origin(module)
     if origin is None:
         return None
     path, is_package = origin
+    return _read(module, path, is_package, os.stat(path).st_mtime_ns)
+
+
+@functools.cache
+def _read(module: str, path: str, is_package: bool, changed: int) -> _Source:
     return _Source(module, Path(path).read_text(encoding="utf-8"), is_package)
 
 
@@ -290,22 +335,35 @@ def _reach(module: str, name: str, reached: dict[str, str]) -> None:
         return
     statements = source.definitions.get(name)
     if statements is None:
-        origin = source.imports.get(name)
-        if origin is not None:
+        for origin in source.imports.get(name, []):
             _reach_import(origin, "", reached)
-        elif _origin(f"{module}.{name}") is not None:
-            reached[key] = "module"
+        if name not in source.imports:
+            if _origin(f"{module}.{name}") is not None:
+                reached[key] = "module"
+            for star in source.stars if f"*{key}" not in reached else []:
+                reached[f"*{key}"] = ""  # stars may point at each other
+                _reach(star, name, reached)
         return
     reached[key] = ""  # before the walk: definitions may refer to each other
     trees = [_normalise(statement) for statement in statements]
     reached[key] = "".join(ast.dump(tree) for tree in trees)
     for tree in trees:
-        for used in _names(tree):
-            head, _, rest = used.partition(".")
-            if head in source.definitions:
-                _reach(module, head, reached)
-            elif head in source.imports:
-                _reach_import(source.imports[head], rest, reached)
+        _follow(module, tree, reached)
+
+
+def _follow(module: str, tree: ast.AST, reached: dict[str, str]) -> None:
+    """Add what a piece of a module's code refers to."""
+    source = _source(module)
+    assert source is not None
+    for used in _names(tree):
+        head, _, rest = used.partition(".")
+        if head in source.definitions:
+            _reach(module, head, reached)
+        elif head in source.imports:
+            for origin in source.imports[head]:
+                _reach_import(origin, rest, reached)
+        elif source.stars:
+            _reach(module, head, reached)
 
 
 def _reach_import(origin: tuple[str, str | None], rest: str, reached: dict[str, str]) -> None:

@@ -14,11 +14,26 @@ from pathlib import Path
 
 from platformdirs import user_cache_path, user_data_path
 
+from assay.errors import AssayError
+
 
 def home() -> Path | None:
     """The folder that ``ASSAY_HOME`` names, or ``None`` where the user's own cache and data folders are used."""
     value = os.environ.get("ASSAY_HOME", "").strip()
     return Path(value).expanduser().absolute() if value else None
+
+
+def folder(path: Path) -> Path:
+    """Make a folder, with those above it.
+
+    Raises:
+        AssayError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AssayError(f"{path} cannot be made ({error.strerror}): set ASSAY_HOME to a folder that can be written.") from error
+    return path
 
 
 def data_dir() -> Path:
@@ -36,6 +51,5 @@ def ledger_url() -> str:
     value = os.environ.get("ASSAY_LEDGER", "").strip()
     if value:
         return value
-    folder = home() or user_data_path("assay", appauthor=False)
-    folder.mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{(folder / 'ledger.sqlite').as_posix()}"
+    place = folder(home() or user_data_path("assay", appauthor=False))
+    return f"sqlite:///{(place / 'ledger.sqlite').as_posix()}"

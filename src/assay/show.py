@@ -187,6 +187,9 @@ def print_results(results: Sequence[Result]) -> None:
         out.print(Padding(table, (0, 2)))
         for said_once in claim.reported:
             out.print(Padding(f"[dim]paper: {escape(said_once.what)} ({escape(said_once.where)})[/]", (0, 2)))
+        if found.unfinished:
+            seeds = ", ".join(f"{seed} ({why})" for seed, why in found.unfinished.items())
+            out.print(Padding(f"[red]without a measurement: seed {seeds}; with these open no claim holds[/]", (0, 2)))
         for test in found.verdict.as_dict()["tests"]:
             line = f"{_colour(test['verdict'])}  {escape(_test_text(test))}"
             if test.get("more_seeds"):

@@ -74,6 +74,12 @@ def test_an_unreadable_ledger_is_one_sentence(home: Path) -> None:
         Ledger()
 
 
+@pytest.mark.parametrize("url", ["nonsense", "nodatabase://x", "sqlite:////dev/null/x/ledger.sqlite"])
+def test_an_impossible_url_is_one_sentence(url: str) -> None:
+    with pytest.raises(AssayError, match=r"ASSAY_LEDGER|ASSAY_HOME"):
+        Ledger(url)
+
+
 def test_survives_a_torn_write_ahead_log(home: Path) -> None:
     ledger = Ledger()
     ledger.add([row(seed=seed) for seed in range(5)])

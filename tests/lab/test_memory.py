@@ -73,6 +73,38 @@ def test_what_fails_is_not_remembered(home: Path, tmp_path: Path) -> None:
     assert (tmp_path / "tried").exists()
 
 
+class Tied(torch.nn.Module):
+    """One matrix used twice, and a random projection that is no part of the state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(8, 8)
+        self.second = torch.nn.Linear(8, 8)
+        self.second.weight = self.first.weight
+        self.head = torch.nn.Linear(8, 2)
+        self.register_buffer("fixed", torch.randn(8, 8), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.second(torch.relu(self.first(x @ self.fixed)))))
+
+
+def test_tied_weights_and_fixed_projections_come_back(home: Path, table: Dataset) -> None:
+    recipe = Recipe(table, model=Tied, epochs=1)
+    first, again = Lab().train(recipe), Lab().train(recipe)
+    assert torch.equal(again.logits("test"), first.logits("test"))
+    assert again.model.second.weight is again.model.first.weight
+
+
+def views(count: int) -> dict[str, torch.Tensor]:
+    whole = torch.arange(float(count))
+    return {"whole": whole, "half": whole[: count // 2]}
+
+
+def test_views_of_each_other_are_kept(home: Path) -> None:
+    assert Lab().remember(views, count=4)["half"].tolist() == [0, 1]
+    assert Lab().remember(views, count=4)["half"].tolist() == [0, 1]
+
+
 def test_only_tensors_are_kept(home: Path) -> None:
     with pytest.raises(AssayError, match="keeps tensors only"):
         Lab().remember(returns_a_float)
@@ -108,6 +140,22 @@ def test_pruning_removes_what_was_chosen(home: Path, table: Dataset) -> None:
     assert cache.choose(older=1.0, to=None) == []
     cache.remove(cache.choose(older=None, to=None))
     assert cache.entries() == []
+
+
+def test_interrupted_trainings_are_listed_and_pruned(home: Path, table: Dataset) -> None:
+    Lab().train(Recipe(table, model=partial(mlp, 8, 2), epochs=1))
+    (entry,) = cache.entries()
+    left = entry.path.with_name("0" * 32 + ".checkpoint")
+    left.write_bytes(b"half of a training")
+    assert {entry.kind for entry in cache.entries()} == {"training", "unfinished"}
+    cache.remove(cache.choose(older=None, to=None))
+    assert not left.exists()
+
+
+def test_a_home_that_cannot_be_made_is_one_sentence(monkeypatch: pytest.MonkeyPatch, table: Dataset) -> None:
+    monkeypatch.setenv("ASSAY_HOME", "/dev/null/x")
+    with pytest.raises(AssayError, match="set ASSAY_HOME"):
+        Lab().train(Recipe(table, model=partial(mlp, 8, 2), epochs=1))
 
 
 def test_a_damaged_entry_says_so(home: Path, table: Dataset) -> None:

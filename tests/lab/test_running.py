@@ -190,6 +190,12 @@ def test_what_goes_wrong_is_recorded_and_stops_nothing_else(papers: dict[str, st
     assert "SIGKILL" in errors["dies", 0]
     assert "time limit of 1 s" in errors["hangs", 0]
     assert "ZeroDivisionError: seed one" in done.stderr
+    again = assay_command(papers, "run", "dummy:crashes", "--seeds", "3", "--json", check=1)  # seed 1 is tried again
+    assert again.stdout, again.stderr
+    (found,) = json.loads(again.stdout)
+    assert found["arms"]["A"] == {"0": 1.0, "2": 1.0}
+    assert found["unfinished"] == {"1": "crashed"}
+    assert found["verdict"] == "inconclusive"  # the seed that is missing may be the one that contradicts
 
 
 @pytest.mark.parametrize(

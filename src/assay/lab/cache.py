@@ -33,11 +33,13 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """Everything that is kept, newest use first. Reads the files' headers only."""
+    """Everything that is kept, newest use first, unfinished trainings among it. Reads the files' headers only."""
     found = []
-    for path in trained_dir().glob("*/*.safetensors"):
+    whole = list(trained_dir().glob("*/*.safetensors"))
+    begun = [path for path in trained_dir().glob("*/*.checkpoint") if path.with_suffix(".safetensors") not in whole]
+    for path in [*whole, *begun]:
         status = path.stat()
-        facts = _facts(path)
+        facts = _facts(path) if path in whole else {"kind": "unfinished", "what": "a training that was interrupted"}
         found.append(
             Entry(
                 fingerprint=path.stem,
@@ -91,5 +93,6 @@ def _size(text: str) -> float:
 def remove(doomed: list[Entry]) -> None:
     """Remove entries, with their locks and checkpoints."""
     for entry in doomed:
-        for path in (entry.path, entry.path.with_suffix(".checkpoint"), entry.path.with_suffix(".lock")):
+        for suffix in (".safetensors", ".checkpoint", ".lock"):
+            path = entry.path.with_suffix(suffix)
             path.unlink(missing_ok=True)

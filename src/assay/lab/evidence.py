@@ -44,5 +44,5 @@ def recorded(key: str) -> dict[str, Any]:
 
 
 def is_stale(paper: Paper, name: str, entry: Mapping[str, Any]) -> bool:
-    """Whether the code of a claim is no longer what the evidence was measured with."""
-    return code_fingerprint(paper.module, name) != entry.get("code")
+    """Whether the code of a claim, or what it expects, is no longer what the evidence was measured and judged with."""
+    return code_fingerprint(paper.module, name, expectations=True) != entry.get("fingerprint")

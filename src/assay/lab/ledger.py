@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from assay.errors import AssayError
-from assay.paths import ledger_url
+from assay.paths import folder, ledger_url
 
 _metadata = sa.MetaData()
 
@@ -105,10 +105,15 @@ class Ledger:
 
     def __init__(self, url: str | None = None) -> None:
         self.url = url or ledger_url()
-        self._engine = sa.create_engine(self.url)
+        try:
+            self._engine = sa.create_engine(self.url)
+        except (sa.exc.ArgumentError, ImportError) as error:
+            raise AssayError(
+                f"ASSAY_LEDGER names {self.url!r}, which cannot be opened: give a database URL ({error})."
+            ) from error
         if self._engine.dialect.name == "sqlite":
             if self._engine.url.database:
-                Path(self._engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+                folder(Path(self._engine.url.database).parent)
             sa.event.listen(self._engine, "connect", _set_up_sqlite)
         for attempt in (1, 2):  # a second time, because another process may be making the same table at this moment
             try:

@@ -18,7 +18,7 @@ from assay.data import Dataset
 from assay.errors import AssayError
 from assay.files import load_tensors, save_tensors
 from assay.fingerprint import PROTOCOL, fingerprint
-from assay.paths import trained_dir
+from assay.paths import folder, trained_dir
 from assay.recipe import Recipe
 from assay.train.loop import Report, Trained, fit
 
@@ -41,11 +41,11 @@ def train(recipe: Recipe, seed: int, device: torch.device, report: Report | None
     """Train, or take the same training from the cache; two processes that want the same training do it once."""
     mark = recipe_fingerprint(recipe, seed, device)
     path = _path(mark)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
-            return _restore(path, recipe, device)
-        trained = fit(recipe, seed, device, checkpoint=path.with_suffix(".checkpoint"), report=report)
+            return _restore(path, recipe, seed, device)
+        checkpoint = path.with_suffix(".checkpoint")
+        trained = fit(recipe, seed, device, checkpoint=checkpoint, report=report)
         tensors = {f"model.{name}": value for name, value in trained.model.state_dict().items()}
         tensors |= {f"memory.{name}": value for name, value in trained.memory.items()}
         facts = {
@@ -59,12 +59,14 @@ def train(recipe: Recipe, seed: int, device: torch.device, report: Report | None
             "flops": trained.flops,
         }
         save_tensors(path, tensors, facts)
+        checkpoint.unlink(missing_ok=True)
     return trained
 
 
-def _restore(path: Path, recipe: Recipe, device: torch.device) -> Trained:
+def _restore(path: Path, recipe: Recipe, seed: int, device: torch.device) -> Trained:
     tensors, facts = load_tensors(path)
-    with torch.random.fork_rng(devices=[]):  # building a network draws random numbers; the caller's stream stays as it was
+    with torch.random.fork_rng(devices=[]):  # the caller's random stream stays as it was
+        torch.manual_seed(seed)  # what is random in a network and not in its state (a fixed projection) comes back the same
         model = recipe.model()
     model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
     if any(isinstance(module, torch.nn.Conv2d) for module in model.modules()):
@@ -94,7 +96,6 @@ def remember(function: Callable[..., dict[str, Tensor]], progress: Report | None
     """
     mark = fingerprint("remembered", PROTOCOL, torch.__version__, function, arguments)
     path = _path(mark)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if path.exists():
             return load_tensors(path)[0]
@@ -112,7 +113,7 @@ def remember(function: Callable[..., dict[str, Tensor]], progress: Report | None
 
 
 def _path(mark: str) -> Path:
-    return trained_dir() / mark[:2] / f"{mark}.safetensors"
+    return folder(trained_dir() / mark[:2]) / f"{mark}.safetensors"
 
 
 def _name(function: Any) -> str:

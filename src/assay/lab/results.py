@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from assay.catalogue import Paper
 from assay.files import write_json
+from assay.fingerprint import code_fingerprint
 from assay.lab.evidence import folder, recorded
 from assay.lab.ledger import Ledger, Row
 from assay.lab.verdict import Verdict, judge
@@ -20,11 +22,20 @@ from assay.paper import Claim, Curve
 
 @dataclass(frozen=True)
 class Result:
-    """One claim with what the ledger says of it."""
+    """One claim with what the ledger says of it.
+
+    Attributes:
+        paper: the paper.
+        claim: the claim.
+        rows: seed -> what was measured.
+        unfinished: seed -> why it has no measurement (a training that diverged, a crash, a time limit).
+        verdict: what follows; with unfinished seeds at best inconclusive, since those left out may be those that contradict.
+    """
 
     paper: Paper
     claim: Claim
     rows: Mapping[int, Row]
+    unfinished: Mapping[int, str]
     verdict: Verdict
 
     def mean(self, arm: str) -> float:
@@ -56,7 +67,12 @@ def result(
     if not rows:
         return None
     rows = dict(sorted(rows.items()))
-    return Result(paper, claim, rows, judge(claim.expect, {seed: _arms(row) for seed, row in rows.items()}))
+    tried = ledger.rows(key=paper.key, claim=claim.name, scale=scale, device=device, code=code)
+    unfinished = {row.seed: row.status for row in tried if row.seed not in rows and (seeds is None or row.seed < seeds)}
+    verdict = judge(claim.expect, {seed: _arms(row) for seed, row in rows.items()})
+    if unfinished and verdict.verdict == "holds":
+        verdict = replace(verdict, verdict="inconclusive")
+    return Result(paper, claim, rows, unfinished, verdict)
 
 
 def _arms(row: Row) -> dict[str, float | Curve]:
@@ -87,13 +103,21 @@ def as_dict(found: Result) -> dict[str, Any]:
         "reported": [asdict(reported) for reported in claim.reported],
         "seconds": round(seconds, 1),
         "peak_bytes": max(row.peak_bytes for row in rows.values()),
+        "unfinished": {str(seed): why for seed, why in found.unfinished.items()},
         "code": first.code,
+        "fingerprint": code_fingerprint(found.paper.module, claim.name, expectations=True),
         "commit": first.commit,
         "machine": dict(first.machine),
+        "other_machines": _others(rows),
         "versions": dict(first.versions),
         "date": max(row.finished for row in rows.values())[:10],
-        "rerun": f"assay run {found.paper.key}:{claim.name} --scale {first.scale} --seeds {len(rows)}",
+        "rerun": f"assay run {found.paper.key}:{claim.name} --scale {first.scale} --seeds {max(rows) + 1}",
     }
+
+
+def _others(rows: Mapping[int, Row]) -> list[Mapping[str, Any]]:
+    """Machines besides that of the first row, if the seeds were measured on several."""
+    return list({json.dumps(row.machine, sort_keys=True): row.machine for row in rows.values()}.values())[1:]
 
 
 def _curves(rows: Mapping[int, Row]) -> dict[str, Any]:

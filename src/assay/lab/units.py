@@ -65,6 +65,8 @@ def measure(unit: Unit, report: Any = None) -> list[Row]:
     lab = None
     try:
         claim = claims(find(unit.key))[unit.claim]
+        if claim_code(claim) != unit.code:
+            raise AssayError(f"The code of {unit.key}:{unit.claim} was changed after the run began: run it again.")
         lab = Lab(scale=unit.scale, device=unit.device, seeds=unit.seeds, report=report)
         measured = claim(lab)
         by_seed = measured if claim.block > 1 else {unit.seeds[0]: measured}

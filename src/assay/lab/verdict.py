@@ -88,7 +88,7 @@ class Verdict:
         """Further seeds that would probably decide; ``None`` when decided, or when that cannot be said."""
         asked = [test.more_seeds for test in self.tests if test.verdict == "inconclusive"]
         known = [seeds for seeds in asked if seeds is not None]
-        return max(known) if self.verdict == "inconclusive" and len(known) == len(asked) else None
+        return max(known) if known and self.verdict == "inconclusive" and len(known) == len(asked) else None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON; what is infinite or not a number becomes ``None``."""

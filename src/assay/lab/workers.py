@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -111,7 +111,8 @@ def _give(worker: _Worker, waiting: list[Unit], watch: Watch) -> None:
     if waiting:
         worker.unit, worker.began = waiting.pop(), time.monotonic()
         watch(worker.unit, "start", {})
-        worker.pipe.send(worker.unit)
+        with suppress(OSError):  # it died while idle: the next look at its pipe finds that out, and records it
+            worker.pipe.send(worker.unit)
 
 
 def _listen(worker: _Worker, waiting: list[Unit], ledger: Ledger, watch: Watch) -> None:

@@ -94,7 +94,8 @@ def fit(
         recipe: what to do.
         seed: of the initial weights, the order of the examples, augmentation and dropout.
         device: where to.
-        checkpoint: a file from which an interrupted training goes on and to which it saves itself; removed at the end.
+        checkpoint: a file from which an interrupted training goes on and to which it saves itself; the caller removes it
+            when the result is safe.
         checkpoint_seconds: time between two checkpoints.
         report: is told how far the training is.
 
@@ -110,8 +111,6 @@ def fit(
             for hook in recipe.hooks:
                 hook.on_start(loop.run)
         loop.train(checkpoint, checkpoint_seconds, report)
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
     model = loop.model.eval()
     return Trained(
         recipe=recipe,

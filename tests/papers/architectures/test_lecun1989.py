@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -199,6 +200,8 @@ def test_wrong_shapes_are_refused():
         train_replicas(networks(stage, (0,)), x, labels[1:], stage, (0,))
     with pytest.raises(ValueError, match="one seed for each"):
         train_replicas(networks(stage, (0,)), x, labels, stage, (0, 1))
+    with pytest.raises(ValueError, match="not those of the stage"):
+        train_replicas(networks(stage, (0,)), x, labels, time_travel(4), (0,))
 
 
 def test_shifting_rolls_each_image_by_its_own_pixels():
@@ -213,7 +216,7 @@ def test_shifting_rolls_each_image_by_its_own_pixels():
 def test_modern_habits_change_the_training_and_nothing_else(table):
     from assay.data import load
 
-    before = Recipe(load("digits16").subset(train=100, test=50), model=LeCun1989, epochs=7, batch_size=10)
+    before = Recipe(load("digits16").subset(train=100, test=50), model=partial(LeCun1989, head="linear"), epochs=7, batch_size=10)
     after = modern_habits(before, rate=1e-3)
     optimizer = after.optimizer(nn.Linear(2, 2).parameters())
     assert isinstance(optimizer, torch.optim.AdamW)

@@ -185,9 +185,9 @@ def test_minibatches_go_through_the_training_set_and_runs_repeat():
 
 def test_training_stops_when_it_has_understood():
     table = OperationTable("x-y", p=59, train_fraction=0.8)
-    history = run_grokking(_seeded(lambda: OperandMLP(59)), table, steps=400, lr=0.01, batch_size=9999, stop_at=0.9)
+    history = run_grokking(_seeded(lambda: OperandMLP(59)), table, steps=2000, lr=0.01, batch_size=9999, stop_at=0.9)
     assert history.validation[-1] >= 0.9
-    assert history.steps[-1] < 600
+    assert history.steps[-1] < 600  # and not at the end of the budget
     assert grokking_delay(history, level=0.9) > 3
     assert history.steps == tuple(sorted(set(history.steps)))
 

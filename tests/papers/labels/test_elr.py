@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from assay.data import Dataset
 from assay.lab import Lab
 from assay.nn import mlp
-from assay.papers.labels.elr import EarlyLearningRegularization, elr, memorises_less, resists_wrong_labels
+from assay.papers.labels.elr import EarlyLearningRegularization, beats_early_stopping, elr, memorises_less, resists_wrong_labels
 from assay.recipe import PerExample, Recipe
 from assay.train.loop import fit
 
@@ -96,8 +96,30 @@ def test_treatment_changes_the_loss_and_nothing_else(table: Dataset) -> None:
     assert fit(treated, 0).accuracy() > 0.8
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_stays_finite_in_every_precision(dtype: torch.dtype) -> None:
+    loss = EarlyLearningRegularization(2, 3, momentum=0.5)
+    logits = torch.tensor([[20.0, 0, 0]], dtype=dtype, requires_grad=True)
+    for _ in range(60):
+        value = loss(logits, torch.tensor([0]), torch.tensor([1]))
+    value.backward()
+    assert value.isfinite()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+
+
+def test_looking_at_the_loss_in_evaluation_mode_moves_nothing() -> None:
+    logits, labels, index = batch()
+    loss = EarlyLearningRegularization(10, 4).double()
+    loss(logits, labels, index)
+    before = loss.targets.clone()
+    loss.eval()(batch(1)[0], labels, index)
+    assert torch.equal(loss.targets, before)
+
+
 def test_claims_at_smoke_scale(home: object) -> None:
     lab = Lab(scale="smoke")
+    assert len(beats_early_stopping(lab)) == 4
     assert set(resists_wrong_labels(lab)) == {"cross-entropy", "ELR"}
     shares = memorises_less(lab)
     assert all(0 <= share <= 1 for share in shares.values())

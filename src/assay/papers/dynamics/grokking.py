@@ -2,8 +2,8 @@
 
 Take the table of a binary operation, say x - y modulo 59, hide half of its entries and train a network on the others, each
 symbol a token with no meaning of its own. Soon every training entry is known by heart and validation accuracy is at chance,
-which is where one would stop. Train on, with weight decay, and many times as many steps later validation accuracy climbs
-to 100 %: among all ways to store the table the decay of the weights goes on looking for a smaller one, and the small one
+which is where one would stop. Train on, and many times as many steps later validation accuracy climbs to 100 %. Weight
+decay brings that day much nearer: among all ways to store the table it goes on looking for a smaller one, and the small one
 is arithmetic. Such tables are a laboratory for generalisation: exact, tiny, and with no noise in the labels.
 
 Source: Power, Burda, Edwards, Babuschkin and Misra, "Grokking: Generalization Beyond Overfitting on Small Algorithmic
@@ -246,7 +246,9 @@ def run_grokking(
 
     @torch.no_grad()
     def accuracy(part: Tensor) -> float:
+        model.eval()  # a network with dropout knows more than it shows in training
         hits = [(model(equations[rows])[:, -1].argmax(1) == answers[rows]).sum() for rows in part.split(4096)]
+        model.train()
         return torch.stack(hits).sum().item() / len(part)
 
     seen: list[tuple[int, float, float]] = []
@@ -364,13 +366,18 @@ _HOURS = 6 * 3600.0  # at full scale a training is 100,000 steps of a transforme
 
 @claim(
     "With half of an operation's table to train on, 95 % of the hidden half are answered correctly at last, and that takes at "
-    "least 3 times as many steps as knowing 99 % of the training half; where answers are random it never happens.",
+    "least 3 times as many steps as knowing 99 % of the training half; random answers are known by heart, and it never happens.",
     expect=(
         Above("validation accuracy", 0.95),
         Above("delay", 3.0),
+        Above("training accuracy, random answers", 0.99),
         Below("validation accuracy, random answers", 0.1),
     ),
-    reported=Reported("x / y modulo 97, half of the table: 1e6 steps over 1e3", {"delay": 1000.0}, "Figure 1, caption"),
+    reported=Reported(
+        "x / y modulo 97, half of the table, Adam without weight decay: 1e6 steps over 1e3",
+        {"delay": 1000.0},
+        "Figure 1, caption",
+    ),
     scaled_down=_SMALLER,
     unit="accuracy (delay: ratio of steps)",
     time_limit=_HOURS,

@@ -91,7 +91,6 @@ def integrated_gradients(
     return total.mul_(inputs - start)
 
 
-@torch.no_grad()
 def completeness_gap(
     model: nn.Module, attributions: Tensor, inputs: Tensor, target: Tensor | int, baseline: Tensor | float = 0.0
 ) -> Tensor:
@@ -117,9 +116,11 @@ def _score_difference(model: nn.Module, inputs: Tensor, target: Tensor | int, ba
     """F(input) - F(baseline): (B,)."""
     start = torch.as_tensor(baseline, dtype=inputs.dtype, device=inputs.device).expand_as(inputs)
     classes = _classes(target, inputs).unsqueeze(1)
+    differences = []
     with frozen(model, inputs), torch.no_grad():
-        difference: Tensor = model(inputs).gather(1, classes) - model(start).gather(1, classes)
-    return difference.squeeze(1)
+        for one, none, target_class in zip(inputs.split(256), start.split(256), classes.split(256), strict=True):
+            differences.append(model(one).gather(1, target_class) - model(none).gather(1, target_class))
+    return torch.cat(differences).squeeze(1)
 
 
 def _classes(target: Tensor | int, inputs: Tensor) -> Tensor:
@@ -184,14 +185,16 @@ def _tanh_mlp() -> nn.Module:
 
 
 @claim(
-    "The attributions' sum comes closer to the score difference with more steps and misses it by less than 5 % (median over "
-    "test images) at 50 steps of any rule, while gradient x input misses it by more than five times as much.",
+    "At 50 steps of any rule the attributions' sum misses the score difference by less than 5 % (median over test images), at "
+    "most half of what the paper's sum misses at 5 steps, while gradient x input misses it by more than five times as much.",
     expect=(
         Below("right Riemann", 0.05),
         Below("trapezoid", 0.05),
         Below("Gauss-Legendre", 0.05),
         Lower("right Riemann", than="right Riemann, 5 steps", times=0.5),
         Higher("gradient x input", than="right Riemann", times=5),
+        Below("right Riemann, tanh MLP", 0.05),
+        Below("trapezoid, tanh MLP", 0.05),
         Below("Gauss-Legendre, tanh MLP", 0.05),
     ),
     scaled_down=f"{_LENET}; 50 images. A tanh network on 30 measurements of tumours shows the rules on a smooth function.",
@@ -231,6 +234,7 @@ def _deletion(lab: Lab, recipe: Recipe) -> Measured:
         "integrated gradients": integrated_gradients(model, images, target),
         "gradient x input": gradient * images,
         "gradient magnitude": gradient.abs(),
+        "pixel intensity": images,
         "random": torch.rand(images.shape, generator=lab.generator(1)).to(images),
     }
     fractions = np.linspace(0, 1, 29)
@@ -252,13 +256,14 @@ def _deletion(lab: Lab, recipe: Recipe) -> Measured:
 
 _FASTER = (
     Lower("integrated gradients", than="gradient magnitude"),
+    Lower("integrated gradients", than="pixel intensity"),
     Lower("integrated gradients", than="random"),
 )
 
 
 @claim(
     "Blackening the pixels of MNIST digits in the order of integrated gradients lowers the predicted class's probability "
-    "faster than in the order of gradient magnitude or in random order.",
+    "faster than in the order of gradient magnitude, of the pixels' own intensity, or in random order.",
     expect=_FASTER,
     scaled_down=f"{_LENET}; 200 images. The measure is the community's; the paper has no numbers.",
     unit="area under the deletion curve (lower is better)",
@@ -269,7 +274,7 @@ def ranks_features_better(lab: Lab) -> Measured:
 
 @claim(
     "Blackening the pixels of Fashion-MNIST clothes in the order of integrated gradients lowers the predicted class's "
-    "probability faster than in the order of gradient magnitude or in random order.",
+    "probability faster than in the order of gradient magnitude, of the pixels' own intensity, or in random order.",
     expect=_FASTER,
     scaled_down="4,000 training images of Fashion-MNIST and a LeNet; 200 images. The measure is the community's.",
     unit="area under the deletion curve (lower is better)",
@@ -365,7 +370,7 @@ def _rewrites(network: nn.Sequential, generator: torch.Generator) -> Iterator[tu
 
 @claim(
     "Four rewrites that leave an MLP's function unchanged (units permuted, ReLUs rescaled, a layer split in two, a ReLU "
-    "nested in another) leave integrated gradients unchanged, while DeepLIFT and LRP change under at least one of them.",
+    "nested in another) leave integrated gradients unchanged, while DeepLIFT and LRP change under the last of them.",
     expect=(Below("integrated gradients", 1e-6), Above("DeepLIFT rescale", 0.01), Above("LRP-epsilon", 0.01)),
     scaled_down="An MLP on MNIST 5k; the paper shows one pair of networks with two inputs (fig. 7).",
     unit="largest change over the rewrites, relative to the largest attribution",
@@ -380,6 +385,7 @@ def implementation_invariance(lab: Lab) -> Measured:
         "integrated gradients": integrated_gradients,
         "DeepLIFT rescale": _deeplift,
         "LRP-epsilon": _lrp,
+        "gradient x input": lambda network, inputs, target: _gradient(network, inputs, target) * inputs,
     }
     rewrites = list(_rewrites(network, lab.generator(2)))
     arms: dict[str, float | Curve] = {}

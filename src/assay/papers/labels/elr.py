@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from assay.nn import mlp
 from assay.paper import Curve, Higher, Lower, Reported, claim
+from assay.papers.architectures.wide_resnet import wide_resnet
 from assay.recipe import Recipe, per_example, treatment
 from assay.train.schedules import cosine
 
@@ -41,7 +42,8 @@ class EarlyLearningRegularization(nn.Module):
 
     Shape: logits (B, C) float, labels (B,) int64, index (B,) int64 positions in the training set -> scalar.
 
-    The memory is a buffer: it moves with ``.to(device)`` and is saved in the ``state_dict``.
+    The memory is a buffer: it moves with ``.to(device)`` and is saved in the ``state_dict``. It moves on in training mode
+    only, so that ``loss.eval()`` lets one look at the loss without changing it.
     """
 
     targets: Tensor  # (N, C): the running average of every example's predictions, zero before its first visit
@@ -58,7 +60,8 @@ class EarlyLearningRegularization(nn.Module):
 
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor) -> Tensor:
         # Bounded away from 0 and 1: with p = t = one-hot the logarithm below would be that of zero.
-        probs = logits.softmax(dim=1).clamp(1e-4, 1 - 1e-4)  # (B, C)
+        # In float32 at least: half precision has no number between 1 - 1e-4 and 1.
+        probs = logits.softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32)).clamp(1e-4, 1 - 1e-4)  # (B, C)
         targets = self._remember(index, probs.detach())
         agreement = (targets * probs).sum(dim=1)  # (B,)
         # The second term is negative and falls as the predictions come nearer to what was believed early.
@@ -67,6 +70,8 @@ class EarlyLearningRegularization(nn.Module):
     @torch.no_grad()
     def _remember(self, index: Tensor, probs: Tensor) -> Tensor:
         """Move the memory towards the present predictions, then return it: (B, C) (temporal ensembling, sec. 4.2)."""
+        if not self.training:
+            return self.targets[index].to(probs.dtype)
         believed = probs / probs.sum(dim=1, keepdim=True)
         moved = self.targets[index].mul_(self.momentum).add_(believed.to(self.targets.dtype), alpha=1 - self.momentum)
         self.targets[index] = moved
@@ -83,7 +88,17 @@ NOISE = 0.4
 
 
 def _plain(lab: Lab) -> Recipe:
-    """The control: cross-entropy on MNIST 5k, four of ten training labels exchanged for a wrong class."""
+    """The control: cross-entropy, with four of ten training labels exchanged."""
+    if lab.scale == "full":
+        # The paper draws the new label from all classes, so that one in ten of the exchanged labels is right after all.
+        data = lab.data("cifar10").normalise().flip_labels(NOISE, seed=lab.seed, include_true=True)
+        return Recipe(
+            data,
+            model=partial(wide_resnet, 16, 4),
+            optimizer=partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=1e-3),
+            schedule=cosine,
+            epochs=150,
+        )
     data = lab.data("mnist5k")
     if lab.scale == "smoke":
         data = data.subset(train=500, test=200)
@@ -92,24 +107,23 @@ def _plain(lab: Lab) -> Recipe:
         model=partial(mlp, 784, 10),
         optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4),
         schedule=cosine,
-        epochs=lab.pick(smoke=2, laptop=60, full=120),
+        epochs=2 if lab.scale == "smoke" else 60,
     )
 
 
-_REPORTED = Reported(
-    "CIFAR-10, ResNet-34, 40% symmetric noise: test accuracy", {"cross-entropy": 0.819, "ELR": 0.892}, where="Table 1"
-)
 _SCALED_DOWN = (
     "MNIST 5k and a perceptron (784-256-256-10, which memorises within a minute) instead of CIFAR-10 and a ResNet-34; 60 epochs "
-    "instead of 150."
+    "instead of 150. Here 40% of the labels are wrong; the paper's 40% are drawn from all classes, so that 36% are wrong."
 )
 
 
 @claim(
-    "With 40% of the training labels wrong, a network trained with ELR ends more than 10 points of test accuracy above the "
-    "same network trained with cross-entropy.",
+    "With 40% of the training labels wrong, a network trained to the end with ELR has a test accuracy more than 10 points above "
+    "the same network trained with cross-entropy.",
     expect=Higher("ELR", than="cross-entropy", by=0.10),
-    reported=_REPORTED,
+    reported=Reported(
+        "CIFAR-10, ResNet-34, 40% symmetric noise: test accuracy", {"cross-entropy": 0.819, "ELR": 0.892}, where="Table 1"
+    ),
     scaled_down=_SCALED_DOWN,
     unit="test accuracy after the last epoch",
 )
@@ -119,9 +133,30 @@ def resists_wrong_labels(lab: Lab) -> Measured:
     return {arm: _curve(trained) for arm, trained in runs.items()}
 
 
-def _curve(trained: Trained) -> Curve:
-    """Test accuracy by epoch. The last epoch counts: choosing the best on test data would hide the memorising."""
-    return Curve(trained.history["test_accuracy"], cost=trained.cost, y_name="test accuracy")
+def _curve(trained: Trained, epoch: int = -1) -> Curve:
+    """Test accuracy by epoch. The last one counts: choosing the best on test data would hide the memorising."""
+    accuracy = trained.history["test_accuracy"]
+    return Curve(accuracy, value=accuracy[epoch], cost=trained.cost, y_name="test accuracy")
+
+
+@claim(
+    "ELR does more than stopping early: trained to the end, it beats cross-entropy that is stopped at the epoch which classifies "
+    "a held-out tenth of the wrongly labelled data best.",
+    expect=Higher("ELR", than="cross-entropy, stopped early"),
+    scaled_down=_SCALED_DOWN,
+    unit="test accuracy",
+)
+def beats_early_stopping(lab: Lab) -> Measured:
+    plain = _plain(lab)
+    # Nine tenths for training in every arm; the rest, wrong labels and all, is what an honest user could stop on.
+    plain = plain.replace(data=plain.data.holdout(0.1, seed=lab.seed), watch=("valid", "test"))
+    arms: dict[str, float | Curve] = {}
+    for arm, recipe in {"cross-entropy": plain, "ELR": elr(plain)}.items():
+        trained = lab.train(recipe)
+        held_out = trained.history["valid_accuracy"]
+        arms[arm] = _curve(trained)
+        arms[f"{arm}, stopped early"] = _curve(trained, held_out.index(max(held_out)))
+    return arms
 
 
 @claim(

@@ -64,12 +64,14 @@ def train_replicas(
         after_pass: called with the number of passes done (1, 2, ...), when ``nets`` hold the weights reached so far.
 
     Raises:
-        ValueError: a shape is wrong, or there are not as many seeds as networks.
+        ValueError: a shape is wrong, there are not as many seeds as networks, or these are another stage's networks.
     """
     if images.shape[1:] != (1, 16, 16) or len(images) != len(labels):
         raise ValueError(f"need images (N, 1, 16, 16) and N labels, not {tuple(images.shape)} and {tuple(labels.shape)}")
     if len(seeds) != len(nets) or not nets:
         raise ValueError(f"need one seed for each network, not {len(seeds)} for {len(nets)}")
+    if any((net.activation, net.head, net.dropout.p) != (stage.activation, stage.head, stage.dropout) for net in nets):
+        raise ValueError(f"the networks are not those of the stage {stage.name!r}: make them with stage.model()")
     passes = stage.passes if passes is None else passes
     pixels = np.full((len(images), 257), -1, np.float32)  # the last one is the padding
     pixels[:, :256] = images.detach().cpu().reshape(-1, 256).numpy()

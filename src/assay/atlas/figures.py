@@ -1,0 +1,486 @@
+"""Figures of the atlas: Altair charts, drawn to SVG when the site is built, coloured by the style sheet when it is read.
+
+A figure is drawn twice, wide for desks and narrow for phones, so that its letters keep their size. Drawing takes a
+tenth of a second; so an SVG is kept under a fingerprint of all that it shows and of the code that draws it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from assay.files import write_atomically
+from assay.paths import trained_dir
+
+WIDE, NARROW = 660, 340  # pixels, the whole figure
+CHARACTER = 6.4  # mean width of a letter of 12 pixels
+
+#: What a chart says for a colour -> what the page says for it. The charts' own values never reach a reader.
+INK, SOFT, RULE, ACCENT, CONTROL, PAGE = (f"#00000{digit}" for digit in range(1, 7))
+_COLOURS = {
+    INK: "currentColor",
+    SOFT: "var(--soft)",
+    RULE: "var(--rule)",
+    ACCENT: "var(--accent)",
+    CONTROL: "var(--control)",
+    PAGE: "var(--page)",
+}
+#: Controls are all grey; the dashes tell them apart.
+_DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3], [1, 4], [12, 4])
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure in its two widths.
+
+    Attributes:
+        wide: SVG for wide screens.
+        narrow: SVG for phones.
+        caption: how to read it.
+    """
+
+    wide: str
+    narrow: str
+    caption: str
+
+
+# ------------------------------------------------------------------------------------------------ which figures
+
+
+def of_claim(entry: Mapping[str, Any], subject: str | None, says: Mapping[str, float]) -> list[Figure]:
+    """The figures of a recorded claim: lines where arms have curves, dots where they are numbers.
+
+    Args:
+        entry: the claim's evidence.
+        subject: the arm that the first expectation is about; it gets the accent.
+        says: the paper's own number of an arm, where it can be compared.
+    """
+    found = []
+    lines = {arm: line for arm, line in entry["curves"].items() if _has_points(line)}
+    if lines:
+        found.append(_draw(_curves, _curve_caption(lines, entry["seeds"]), lines=lines, subject=subject, unit=entry["unit"]))
+    numbers = {arm: values for arm, values in entry["arms"].items() if arm not in lines}
+    if numbers:
+        arms = entry["arms"] if lines and len(entry["arms"]) <= 8 else numbers
+        shown = {arm: says[arm] for arm in arms if arm in says and _comparable(says[arm], arms)}
+        caption = "One dot for each seed" + (", a line joining each seed over the arms" if entry["seeds"] > 1 else "")
+        caption += "; the bar is the mean, written at the right."
+        caption += " The ring is the paper’s number." if shown else ""
+        found.append(_draw(_dots, caption, arms=arms, subject=subject, says=shown, unit=entry["unit"]))
+    return found
+
+
+def prices(points: Sequence[Mapping[str, Any]]) -> Figure:
+    """Effect against price.
+
+    Args:
+        points: ``label``, ``href``, ``time`` (seconds of the method over those of the control), ``gain`` (per cent) and
+            ``holds``.
+    """
+    caption = "Filled: the claim holds. To the right of the line the method takes more time than its control."
+    return _draw(_prices, caption, points=list(points))
+
+
+def years(papers: Sequence[Mapping[str, Any]], last: int) -> Figure:
+    """Papers by year, a dot a paper: ``year``, ``href``, ``label`` and ``verdict``."""
+    return _draw(_years, "A dot a paper; filled once at least one claim has a verdict.", papers=list(papers), last=last)
+
+
+def _has_points(line: Mapping[str, Any]) -> bool:
+    return any(y is not None for y in line.get("mean", ())) or any(
+        y is not None for seed in line.get("seeds", {}).values() for y in seed["y"]
+    )
+
+
+def _curve_caption(lines: Mapping[str, Any], seeds: int) -> str:
+    if seeds == 1:
+        return "One seed."
+    if any("seeds" in line for line in lines.values()):
+        return "One line for each seed."
+    return f"Mean of {seeds} seeds; the band reaches from the lowest to the highest."
+
+
+def _comparable(value: float, arms: Mapping[str, Mapping[str, float]]) -> bool:
+    """Whether a paper's number fits on the same axis as ours: the same scale, and not so far off that ours are squeezed."""
+    ours = [number for values in arms.values() for number in values.values()]
+    low, high = min(ours), max(ours)
+    if low >= 0 and high <= 1 < abs(value):
+        return False  # a share and a percentage
+    span = high - low
+    return span == 0 or max(high, value) - min(low, value) <= 2.5 * span
+
+
+# ------------------------------------------------------------------------------------------------ drawing, and keeping
+
+
+def _draw(chart: Callable[..., Any], caption: str, **shown: Any) -> Figure:
+    return Figure(_kept(chart, WIDE, shown), _kept(chart, NARROW, shown), caption)
+
+
+def _kept(chart: Callable[..., Any], width: int, shown: Mapping[str, Any]) -> str:
+    what = json.dumps([_maker(), chart.__name__, width, shown], ensure_ascii=False)
+    path = trained_dir().parent / "atlas" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.svg"
+    try:
+        return path.read_text(encoding="utf-8")
+    except (FileNotFoundError, UnicodeDecodeError):
+        svg = _svg(chart(width, **shown))
+        write_atomically(path, lambda temporary: temporary.write_text(svg, encoding="utf-8"))
+        return svg
+
+
+@cache
+def _maker() -> str:
+    code = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    return f"{code} {version('altair')} {version('vl-convert-python')}"
+
+
+_BASE = "https://vega.github.io/vega-datasets/"  # what the converter puts before a link inside the site
+_FRAME = re.compile(r'<path class="(?:background|foreground)"|<rect width="\d+" height="\d+" fill="white"')
+_NOISE = re.compile(
+    r' (?:xmlns|xmlns:xlink|version|class|role|aria-[a-z]+|font-family|pointer-events|stroke-miterlimit|target)="[^"]*"'
+    r'| opacity="1"| stroke-dasharray="1,0"'
+)
+_LONG = re.compile(r"-?\d+\.\d{3,}(?:e-?\d+)?")
+_EMPTY = re.compile(r"<g>\s*</g>")
+
+
+def _svg(chart: Any) -> str:
+    """SVG to stand inside a page: colours are the page's, sizes in the view box only, nothing superfluous."""
+    import vl_convert
+
+    svg = str(vl_convert.vegalite_to_svg(chart.to_dict(), allowed_base_urls=[]))
+    svg = re.sub(r"<[^>]*>", _tidy_tag, svg)
+    while _EMPTY.search(svg):
+        svg = _EMPTY.sub("", svg)
+    return re.sub(r'<svg width="[\d.]+" height="[\d.]+"', "<svg", svg, count=1)
+
+
+def _tidy_tag(found: re.Match[str]) -> str:
+    """One tag (text between tags is left as it is): page colours, relative links, two decimals."""
+    tag = found.group()
+    if _FRAME.match(tag):
+        return ""
+    for own, ours in _COLOURS.items():
+        tag = tag.replace(f'"{own}"', f'"{ours}"')
+    tag = _NOISE.sub("", tag).replace(f'xlink:href="{_BASE}', 'href="')
+    return _LONG.sub(lambda number: f"{float(number.group()):.2f}".rstrip("0").rstrip("."), tag)
+
+
+# ------------------------------------------------------------------------------------------------ charts
+
+
+def _alt() -> Any:
+    import altair
+
+    altair.data_transformers.disable_max_rows()
+    return altair
+
+
+def _finish(chart: Any, width: int, height: float, left: float, right: float, top: float, bottom: float) -> Any:
+    """A chart of exactly this size: the margins are ours, not what the text of one machine's fonts asks for."""
+    alt = _alt()
+    return (
+        chart.properties(
+            width=width - left - right,
+            height=height,
+            padding={"left": left, "right": right, "top": top, "bottom": bottom},
+            autosize=alt.AutoSizeParams(type="none"),
+        )
+        .configure(aria=False, background="transparent")
+        .configure_view(strokeWidth=0)
+        .configure_axis(labelColor=SOFT, labelFontSize=12, gridColor=RULE, domain=False, ticks=False, title=None, labelPadding=8)
+    )
+
+
+def _text(words: str, x: float, y: float, colour: str = SOFT, **more: Any) -> Any:
+    """Words at a place in pixels."""
+    alt = _alt()
+    mark = {"fontSize": 12, "align": "left", "baseline": "middle", "color": colour, "lineBreak": "\n", "lineHeight": 14, **more}
+    data = alt.Data(values=[{"words": words}])
+    return alt.Chart(data).mark_text(**mark).encode(x=alt.value(x), y=alt.value(y), text="words:N")
+
+
+def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str) -> Any:
+    alt = _alt()
+    wide = width == WIDE
+    rows: list[dict[str, Any]] = []
+    for arm, line in lines.items():
+        seeds = line.get("seeds") or {"mean": {"x": line["x"], "y": line["mean"], "low": line["low"], "high": line["high"]}}
+        for seed, points in seeds.items():
+            low, high = points.get("low", points["y"]), points.get("high", points["y"])
+            for x, y, lowest, highest in zip(points["x"], points["y"], low, high, strict=True):
+                if y is not None and x is not None:
+                    rows.append({"arm": arm, "seed": seed, "x": x, "y": y, "low": lowest, "high": highest})
+    first = next(iter(lines.values()))
+    x_name, y_name = first["x_name"], first["y_name"] or unit
+    log_x = _logarithmic([row["x"] for row in rows], x_name, 100)
+    log_y = _logarithmic([row["y"] for row in rows], y_name, 1000)
+    rows = [row for row in rows if (row["x"] > 0 or not log_x) and (row["y"] > 0 or not log_y)]
+    if log_y:  # a band may touch zero where the line does not
+        floor = min(row["y"] for row in rows)
+        rows = [row | {"low": max(row["low"], min(floor, row["y"]))} for row in rows]
+    x_range = _range([row["x"] for row in rows], log_x, 0)
+    y_range = _range([row[name] for row in rows for name in ("low", "high")], log_y, 0.04)
+
+    labels = {arm: _wrap(arm, 26 if wide else 15) for arm in lines}
+    right = 12 + CHARACTER * max(len(part) for label in labels.values() for part in label.split("\n"))
+    left, top, bottom = 48, 34, 44
+    plot = width - left - right
+    heights = {arm: 14 * (label.count("\n") + 1) + 4 for arm, label in labels.items()}
+    height = max(280 if wide else 230, sum(heights.values()))
+
+    scale_x = alt.Scale(type="log" if log_x else "linear", domain=x_range, nice=False, zero=False)
+    scale_y = alt.Scale(type="log" if log_y else "linear", domain=y_range, nice=False, zero=False)
+    axis_x = alt.Axis(grid=False, ticks=True, tickColor=RULE, labelFlush=True, **_ticks(x_range, log_x, 6 if wide else 4))
+    axis_y = alt.Axis(**_ticks(y_range, log_y, 5))
+    x = alt.X("x:Q", scale=scale_x, axis=axis_x)
+
+    layers = []
+    order = sorted(lines, key=lambda arm: arm == subject)  # the method lies on top
+    dashes = {arm: _DASHES[place % len(_DASHES)] for place, arm in enumerate(arm for arm in lines if arm != subject)}
+    for arm in order:
+        mine = [row for row in rows if row["arm"] == arm]
+        if not mine:
+            continue
+        colour = ACCENT if arm == subject else CONTROL
+        each = len({row["seed"] for row in mine}) > 1
+        chart = alt.Chart(alt.Data(values=mine))
+        if any(row["high"] > row["low"] for row in mine):
+            layers.append(
+                chart.mark_area(color=colour, opacity=0.16).encode(x=x, y=alt.Y("low:Q", scale=scale_y, axis=axis_y), y2="high:Q")
+            )
+        mark = {"color": colour, "strokeWidth": 1.2 if each else 2.25 if arm == subject else 1.6, "opacity": 0.7 if each else 1}
+        layers.append(
+            chart.mark_line(**mark, strokeDash=dashes.get(arm, [1, 0]), strokeCap="round", strokeJoin="round").encode(
+                x=x, y=alt.Y("y:Q", scale=scale_y, axis=axis_y), detail="seed:N"
+            )
+        )
+        if len(mine) <= 15:
+            layers.append(
+                chart.mark_circle(color=colour, size=26, opacity=1).encode(x=x, y=alt.Y("y:Q", scale=scale_y, axis=axis_y))
+            )
+
+    ends = {}
+    for arm in lines:
+        last = {row["seed"]: row for row in sorted((r for r in rows if r["arm"] == arm), key=lambda r: float(r["x"]))}
+        if last:
+            y = statistics.fmean(row["y"] for row in last.values())
+            ends[arm] = (max(row["x"] for row in last.values()), y)
+    wanted = {arm: height * (1 - _share(y, y_range, log_y)) for arm, (_, y) in ends.items()}
+    for arm, place in _apart(wanted, heights, height).items():
+        colour = ACCENT if arm == subject else SOFT
+        end = plot * _share(ends[arm][0], x_range, log_x)
+        if abs(wanted[arm] - place) > 5 or plot - end > 8:
+            leader = {"x": end + 4, "y": wanted[arm], "x2": plot + 6, "y2": place}
+            rule = alt.Chart(alt.Data(values=[{}])).mark_rule(color=RULE, strokeWidth=1)
+            layers.append(rule.encode(**{channel: alt.value(pixels) for channel, pixels in leader.items()}))
+        shift = 7 * labels[arm].count("\n")
+        weight = 600 if arm == subject else 400
+        layers.append(_text(labels[arm], plot + 10, place - shift, colour, fontWeight=weight))
+    layers.append(_text(_clip(y_name, (width - 10) / CHARACTER), -left, -20))
+    layers.append(_text(_clip(x_name, plot / CHARACTER), plot, height + 34, align="right"))
+    return _finish(alt.layer(*layers), width, height, left, right, top, bottom)
+
+
+def _dots(width: int, arms: Mapping[str, Mapping[str, float]], subject: str | None, says: Mapping[str, float], unit: str) -> Any:
+    alt = _alt()
+    wide = width == WIDE
+    values = [value for arm in arms.values() for value in arm.values()] + list(says.values())
+    log = _logarithmic(values, unit, 100)
+    left = 12 + min(200, CHARACTER * max(map(len, arms))) if wide else 8
+    right, step, top, bottom = 66, 40 if wide else 46, 30, 30
+    height = step * len(arms)
+    plot = width - left - right
+    span = _range(values, log, 0.05)
+    scale = alt.Scale(type="log" if log else "linear", domain=span, nice=False, zero=False)
+    x = alt.X("x:Q", scale=scale, axis=alt.Axis(**_ticks(span, log, 6 if wide else 4)))
+    drop = 0.5 if wide else 0.68  # where in its row an arm's dots lie: on phones the name stands above them
+    y = alt.Y("row:Q", scale=alt.Scale(domain=[0, len(arms)], reverse=True, nice=False), axis=None)
+
+    layers = []
+    rows = [
+        {"arm": arm, "row": place + drop, "seed": seed, "x": value}
+        for place, (arm, seeds) in enumerate(arms.items())
+        for seed, value in seeds.items()
+    ]
+    if len(arms) > 1:
+        joined = alt.Chart(alt.Data(values=rows)).mark_line(color=CONTROL, strokeWidth=0.75, opacity=0.45)
+        layers.append(joined.encode(x=x, y=y, detail="seed:N", order="row:Q"))
+    for place, (arm, seeds) in enumerate(arms.items()):
+        colour = ACCENT if arm == subject else CONTROL
+        mine = [row for row in rows if row["arm"] == arm]
+        mean = statistics.fmean(seeds.values())
+        layers.append(alt.Chart(alt.Data(values=mine)).mark_circle(color=colour, size=52, opacity=0.6).encode(x=x, y=y))
+        tick = alt.Chart(alt.Data(values=[{"x": mean, "row": place + drop}]))
+        layers.append(tick.mark_tick(color=colour, orient="vertical", size=20, thickness=2.5, opacity=1).encode(x=x, y=y))
+        if arm in says:
+            ring = alt.Chart(alt.Data(values=[{"x": says[arm], "row": place + drop}]))
+            layers.append(ring.mark_point(color=INK, size=70, strokeWidth=1.5, opacity=1, filled=False).encode(x=x, y=y))
+        label, middle = (_wrap(arm, 31), step * (place + drop)) if wide else (_clip(arm, plot / CHARACTER), step * place + 12)
+        middle -= 7 * label.count("\n")
+        ours = INK if arm != subject else ACCENT
+        layers.append(_text(label, -left if wide else -2, middle, ours, fontWeight=600 if arm == subject else 400))
+        layers.append(_text(short(mean), plot + right, step * (place + drop), ours, align="right", fontWeight=600))
+    layers.append(_text(_clip(unit, (width - 60) / CHARACTER), -left, -18))
+    layers.append(_text("mean", plot + right, -18, align="right"))
+    return _finish(alt.layer(*layers), width, height, left, right, top, bottom)
+
+
+def _prices(width: int, points: Sequence[Mapping[str, Any]]) -> Any:
+    alt = _alt()
+    wide = width == WIDE
+    left, right, top, bottom, height = 52, 24, 36, 48, 380 if wide else 300
+    plot = width - left - right
+    times, gains = [p["time"] for p in points], [p["gain"] for p in points]
+    x_range = _range([*times, 0.5, 2.0], True, 0.08)
+    y_range = _range([*gains, 0.0], False, 0.1)
+    x = alt.X(
+        "time:Q",
+        scale=alt.Scale(type="log", domain=x_range, nice=False),
+        axis=alt.Axis(grid=False, ticks=True, tickColor=RULE, **(_ticks(x_range, True, 6) | {"labelExpr": "'×' + datum.label"})),
+    )
+    y = alt.Y(
+        "gain:Q",
+        scale=alt.Scale(domain=y_range, nice=False, zero=False),
+        axis=alt.Axis(tickCount=5, labelExpr="format(datum.value, '+') + ' %'"),
+    )
+    base = alt.Chart(alt.Data(values=[{"time": 1, "gain": 0}]))
+    layers = [base.mark_rule(color=CONTROL, strokeDash=[2, 3]).encode(x=x), base.mark_rule(color=CONTROL).encode(y=y)]
+    for holds in (False, True):
+        mine = [p for p in points if p["holds"] == holds]
+        if mine:
+            dots = alt.Chart(alt.Data(values=mine)).mark_point(
+                color=ACCENT, fill=ACCENT if holds else PAGE, size=90, strokeWidth=1.8, opacity=1
+            )
+            layers.append(dots.encode(x=x, y=y, href="href:N"))
+    taken: list[tuple[float, float, float]] = []  # left, right, middle of the labels that are there
+    for p in sorted(points, key=lambda p: -abs(p["gain"])):
+        across, down = plot * _share(p["time"], x_range, True), height * (1 - _share(p["gain"], y_range, False))
+        size = CHARACTER * len(p["label"])
+        for begin in (across + 10, across - 10 - size):
+            free = all(begin + size < a or begin > b or abs(down - middle) > 13 for a, b, middle in taken)
+            if free and begin >= 0 and begin + size <= plot + right:
+                layers.append(_text(p["label"], begin, down, INK))
+                taken.append((begin, begin + size, down))
+                break
+    layers.append(_text("effect, in per cent of the control", -left, -20))
+    layers.append(_text("time of the method / time of the control", plot, height + 38, align="right"))
+    return _finish(alt.layer(*layers), width, height, left, right, top, bottom)
+
+
+def _years(width: int, papers: Sequence[Mapping[str, Any]], last: int) -> Any:
+    alt = _alt()
+    first = min(1989, *(p["year"] for p in papers)) if papers else 1989
+    left, right, top, bottom = 10, 10, 8, 26
+    counts: dict[int, int] = {}
+    rows = []
+    for p in papers:
+        counts[p["year"]] = counts.get(p["year"], 0) + 1
+        rows.append({**p, "level": counts[p["year"]]})
+    most = max(counts.values(), default=1)
+    plot = width - left - right
+    step = min(11.0, plot / (last - first + 1))
+    height = max(60, step * (most + 0.5))
+    axis = alt.Axis(grid=False, format="d", tickCount=8 if width == WIDE else 4, ticks=True, tickColor=RULE, labelFlush=False)
+    x = alt.X("year:Q", scale=alt.Scale(domain=[first - 0.5, last + 0.5], nice=False, zero=False), axis=axis)
+    y = alt.Y("level:Q", scale=alt.Scale(domain=[0.5, 0.5 + height / step], nice=False, zero=False), axis=None)
+    size = (0.78 * step) ** 2 * math.pi / 4
+    layers = [alt.Chart(alt.Data(values=[{"y": 0}])).mark_rule(color=RULE).encode(y=alt.value(height))]
+    for judged in (False, True):
+        mine = [row for row in rows if row["judged"] == judged]
+        if mine:
+            dots = alt.Chart(alt.Data(values=mine)).mark_point(
+                color=ACCENT if judged else CONTROL, fill=ACCENT if judged else PAGE, size=size, strokeWidth=1.3, opacity=1
+            )
+            layers.append(dots.encode(x=x, y=y, href="href:N"))
+    return _finish(alt.layer(*layers), width, height, left, right, top, bottom)
+
+
+# ------------------------------------------------------------------------------------------------ scales and words
+
+
+def short(value: float) -> str:
+    """A number with three or four digits that mean something."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}".replace("-", "−")
+    text = f"{value:.4g}"
+    if "e" in text:
+        digits, power = f"{value:.2e}".split("e")
+        text = f"{digits}e{int(power)}"
+    return text.replace("-", "−")
+
+
+def _logarithmic(values: Sequence[float], name: str, ratio: float) -> bool:
+    positive = [value for value in values if value > 0]
+    if not positive:
+        return False
+    if "logarithmic" in name:
+        return True
+    return len(positive) == len(values) and max(positive) / min(positive) > ratio
+
+
+def _range(values: Sequence[float], log: bool, pad: float) -> list[float]:
+    """What an axis shows: all values and a little room."""
+    low, high = min(values), max(values)
+    if log:
+        low, high = math.log10(low), math.log10(high)
+    room = pad * (high - low) or (0.5 if log else 0.05 * abs(high) or 1.0) * (high == low)
+    low, high = low - room, high + room
+    return [10**low, 10**high] if log else [low, high]
+
+
+def _ticks(span: Sequence[float], log: bool, count: int) -> dict[str, Any]:
+    if not log:
+        return {"tickCount": count, **({"format": "~s"} if max(map(abs, span)) >= 10_000 else {})}
+    low, high = math.log10(span[0]), math.log10(span[1])
+    steps = (1,) if high - low > 2 else (1, 2, 5) if high - low > 0.7 else range(1, 10)
+    values = [m * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) for m in steps]
+    values = [value for value in values if span[0] * 0.999 <= value <= span[1] * 1.001]
+    keep = math.ceil(len(values) / count)
+    return {"values": [float(f"{value:.6g}") for value in values[::keep]], "format": "~g" if span[1] < 10_000 else "~s"}
+
+
+def _share(value: float, span: Sequence[float], log: bool) -> float:
+    """Where on an axis a value lies, from 0 to 1."""
+    if log:
+        value, span = math.log10(value), [math.log10(end) for end in span]
+    return (value - span[0]) / (span[1] - span[0])
+
+
+def _apart(wanted: Mapping[str, float], heights: Mapping[str, float], height: float) -> dict[str, float]:
+    """Places of labels as near as possible to where they are wanted, none over another, none outside."""
+    order = sorted(wanted, key=wanted.__getitem__)
+    places: dict[str, float] = {}
+    edge = -6.0
+    for arm in order:  # downwards, each below the one before it
+        places[arm] = max(wanted[arm], edge + heights[arm] / 2)
+        edge = places[arm] + heights[arm] / 2
+    edge = height + 8.0
+    for arm in reversed(order):  # and up again from the lower end
+        places[arm] = min(places[arm], edge - heights[arm] / 2)
+        edge = places[arm] - heights[arm] / 2
+    return places
+
+
+def _wrap(words: str, width: int) -> str:
+    lines = [""]
+    for word in words.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
+            lines.append("")
+        lines[-1] = f"{lines[-1]} {word}".strip()
+    return "\n".join(_clip(line, width) for line in lines)
+
+
+def _clip(words: str, width: float) -> str:
+    return words if len(words) <= width else words[: int(width) - 1].rstrip() + "…"

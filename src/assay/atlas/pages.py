@@ -1,0 +1,476 @@
+"""What the pages of the atlas show, made ready for the templates: no HTML here but the highlighted source."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+from markupsafe import Markup, escape
+
+from assay import catalogue
+from assay.atlas import figures
+from assay.atlas.figures import Figure, short
+from assay.lab import evidence
+
+VERDICTS = ("holds", "fails", "inconclusive", "not recorded")
+
+#: The topics are questions that people come with.
+QUESTIONS = {
+    "architectures": "Which network?",
+    "training": "How to train it?",
+    "labels": "My labels are wrong, few or unequal",
+    "dataset": "Which examples to train on?",
+    "dynamics": "What happens while it learns, and why does it generalise?",
+    "explain": "Why did it say that?",
+    "interpretable": "Can I have a model that one can read?",
+    "robust": "When does it break?",
+    "compress": "Can it be smaller and faster?",
+    "search": "Can the architecture be found automatically?",
+    "weights": "Networks that make or read weights",
+    "represent": "Features without labels, transfer, metric learning",
+    "adapt": "New classes from few examples, or without forgetting",
+    "generate": "Images, text and formal languages out of networks",
+    "text": "Classify and tag text",
+    "retrieval": "Find documents, code, images, entities",
+    "sequence": "Attention, state spaces, memory",
+    "signals": "Sound, time series, sensors",
+    "graph": "Knowledge graphs, molecules, fairness on graphs",
+    "recommend": "Clicks and ratings",
+    "decide": "Policies, auctions, routes, logic",
+}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of a claim's table."""
+
+    name: str
+    mean: str
+    span: str
+    paper: str
+    price: str
+    is_subject: bool
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where effect, interval and wanted region lie on a strip that is 100 wide; ``None`` where there is no interval."""
+
+    low: float
+    high: float
+    effect: float
+    wanted: tuple[float, float]
+    zero: float | None
+
+
+@dataclass(frozen=True)
+class Test:
+    """A row of a claim's expectations."""
+
+    expectation: str
+    verdict: str
+    effect: str
+    interval: str
+    p: str
+    standardised: str
+    note: str
+    strip: Interval | None
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim with what is recorded of it."""
+
+    name: str
+    statement: str
+    scaled_down: str
+    verdict: str
+    stale: bool
+    entry: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        """The name as words."""
+        return self.name.replace("_", " ")
+
+    @property
+    def subject(self) -> str | None:
+        """The arm that the first expectation is about."""
+        return _arms_of(self.entry)[0]
+
+    @property
+    def control(self) -> str | None:
+        """The arm that the first expectation compares with."""
+        return _arms_of(self.entry)[1]
+
+    @cached_property
+    def figures(self) -> list[Figure]:
+        """Drawn, or taken from the cache."""
+        if not self.entry:
+            return []
+        return figures.of_claim(self.entry, self.subject, {arm: value for arm, (value, _) in self._reported().items()})
+
+    def _reported(self) -> dict[str, tuple[float, str]]:
+        found: dict[str, tuple[float, str]] = {}
+        for said in self.entry["reported"]:
+            for arm, value in said["values"].items():
+                found.setdefault(arm, (value, said["where"]))
+        return found
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The table: mean and range over seeds, the paper's number beside ours, price."""
+        reported, rows = self._reported(), []
+        for name, seeds in self.entry["arms"].items():
+            values = list(seeds.values())
+            low, high = short(min(values)), short(max(values))
+            rows.append(
+                Arm(
+                    name=name,
+                    mean=short(statistics.fmean(values)),
+                    span=f"{low} to {high}" if len(values) > 1 and low != high else "",
+                    paper=short(reported[name][0]) if name in reported else "",
+                    price=_price(self.entry["price"], name, self.control),
+                    is_subject=name == self.subject,
+                )
+            )
+        return rows
+
+    @property
+    def tests(self) -> list[Test]:
+        """The expectations, each with its effect and interval."""
+        return [_test(test) for test in self.entry["tests"]]
+
+    @property
+    def others_said(self) -> list[str]:
+        """What the paper reported, in words: numbers of arms that are not measured here included."""
+        ours = self.entry["arms"]
+        lines = []
+        for said in self.entry["reported"]:
+            rest = "; ".join(f"{arm} {short(value)}" for arm, value in said["values"].items() if arm not in ours)
+            lines.append(f"{said['what']} ({said['where']})" + (f"; also {rest}" if rest else ""))
+        return lines
+
+
+@dataclass(frozen=True)
+class Page:
+    """A paper with its claims."""
+
+    paper: catalogue.Paper
+    claims: tuple[Claim, ...]
+
+    @property
+    def href(self) -> str:
+        """Where its page is, from the site's root."""
+        return f"papers/{self.paper.key}.html"
+
+    @property
+    def link(self) -> str:
+        """The paper's address, where it is one that a browser may follow without running anything."""
+        return self.paper.link if urlsplit(self.paper.link).scheme in ("http", "https") else ""
+
+    @property
+    def authors(self) -> str:
+        """The authors, the first few of many."""
+        names = list(self.paper.authors)
+        if len(names) > 8:
+            return ", ".join(names[:7]) + f" and {len(names) - 7} others"
+        return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+    @cached_property
+    def lesson(self) -> list[tuple[str, list[Any]]]:
+        """The module's docstring: its title line first."""
+        return blocks(catalogue.lesson(self.paper))
+
+    @property
+    def searched(self) -> str:
+        """What the search on the home page looks at."""
+        said = " ".join(claim.statement for claim in self.claims)
+        paper = self.paper
+        return " ".join([paper.key, paper.title, *paper.authors, paper.summary, said]).lower()
+
+    @property
+    def verdicts(self) -> list[str]:
+        """The verdicts that its claims have, each once."""
+        return [word for word in VERDICTS if any(claim.verdict == word for claim in self.claims)]
+
+    @property
+    def sources(self) -> Iterator[tuple[str, str, Markup]]:
+        """Name, prefix of the line anchors, and highlighted lines of every file."""
+        for place, path in enumerate(catalogue.files(self.paper)):
+            prefix = "L" if place == 0 else f"{path.stem}-L"
+            name = path.relative_to(catalogue.ROOT.parent).as_posix() if path.is_relative_to(catalogue.ROOT) else path.name
+            yield name, prefix, highlight(path.read_text(encoding="utf-8"), prefix)
+
+
+def page(paper: catalogue.Paper) -> Page:
+    """A paper with all that is recorded of it."""
+    entries = evidence.recorded(paper.key)
+    claims = []
+    for text in catalogue.claim_texts(paper):
+        entry = entries.get(text.name, {})
+        verdict = entry.get("verdict", "not recorded")
+        stale = bool(entry) and evidence.is_stale(paper, text.name, entry)
+        claims.append(Claim(text.name, text.statement, text.scaled_down, verdict, stale, entry))
+    return Page(paper, tuple(claims))
+
+
+# ------------------------------------------------------------------------------------------------ the whole
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A question with the papers that answer it."""
+
+    name: str
+    question: str
+    pages: tuple[Page, ...]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many claims have which verdict."""
+        return count(self.pages)
+
+
+def count(pages: Iterable[Page]) -> dict[str, int]:
+    """How many claims have which verdict."""
+    words = [claim.verdict for page in pages for claim in page.claims]
+    return {word: words.count(word) for word in VERDICTS}
+
+
+def topics(pages: Sequence[Page]) -> list[Topic]:
+    """The papers by topic, in the order of the questions."""
+    order = list(QUESTIONS)
+    names = sorted(
+        {page.paper.topic for page in pages}, key=lambda name: (order.index(name) if name in QUESTIONS else len(order), name)
+    )
+    return [Topic(name, QUESTIONS.get(name, name), tuple(p for p in pages if p.paper.topic == name)) for name in names]
+
+
+def by_year(pages: Sequence[Page]) -> list[tuple[int, list[Page]]]:
+    """The papers by year, oldest first."""
+    years = sorted({page.paper.year for page in pages})
+    return [(year, sorted((p for p in pages if p.paper.year == year), key=lambda p: p.paper.title)) for year in years]
+
+
+def timeline(pages: Sequence[Page]) -> Figure:
+    """The figure above the timeline; it ends where the papers or the evidence do, so that it changes only with them."""
+    dates = [claim.entry["date"] for page in pages for claim in page.claims if claim.entry]
+    last = max([*(page.paper.year for page in pages), *(date.fromisoformat(day).year for day in dates)], default=1989)
+    dots = [
+        {"year": page.paper.year, "href": page.href, "judged": any(claim.entry for claim in page.claims)}
+        for _, there in by_year(pages)
+        for page in there
+    ]
+    return figures.years(dots, last)
+
+
+@dataclass(frozen=True)
+class Priced:
+    """A claim whose method and control both have a price: what it brings, and what it takes."""
+
+    page: Page
+    claim: Claim
+    time: float
+    gain: float
+
+    @property
+    def times(self) -> str:
+        """The ratio of times."""
+        return f"× {self.time:.2f}"
+
+    @property
+    def percent(self) -> str:
+        """The gain with its sign."""
+        return f"{self.gain:+.1f} %".replace("-", "−")
+
+
+def priced(pages: Iterable[Page]) -> list[Priced]:
+    """Claims that compare a method's arm with a control's where both took a known time, largest gain first."""
+    found = []
+    for page in pages:
+        for claim in page.claims:
+            method, control = claim.subject, claim.control
+            price = claim.entry.get("price", {})
+            if method is None or control is None or not price.get(control, {}).get("seconds"):
+                continue
+            ours, theirs = (statistics.fmean(claim.entry["arms"][arm].values()) for arm in (method, control))
+            if "seconds" in price.get(method, {}) and theirs:
+                low, high = claim.entry["tests"][0]["wanted"]
+                if low is not None and high is not None:
+                    sign = 1  # "as good as" wishes for no direction
+                else:
+                    sign = -1 if low is None else 1
+                time = price[method]["seconds"] / price[control]["seconds"]
+                if time > 0:
+                    found.append(Priced(page, claim, time, sign * 100 * (ours - theirs) / abs(theirs)))
+    return sorted(found, key=lambda one: (-one.gain, one.page.paper.key, one.claim.name))
+
+
+def price_figure(found: Sequence[Priced]) -> Figure:
+    """Effect against price."""
+    points = [
+        {
+            "label": one.page.paper.key,
+            "href": f"{one.page.href}#{one.claim.name}",
+            "time": one.time,
+            "gain": one.gain,
+            "holds": one.claim.verdict == "holds",
+        }
+        for one in found
+    ]
+    return figures.prices(points)
+
+
+# ------------------------------------------------------------------------------------------------ parts
+
+
+def _arms_of(entry: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Subject and control of the first expectation, as its words name them: ``ELR above cross-entropy + 0.1``."""
+    if not entry:
+        return None, None
+    words = entry["tests"][0]["expectation"].removeprefix("rank correlation of ")
+    arms = sorted(entry["arms"], key=len, reverse=True)  # the longest first: one arm's name may begin another's
+    subject = next((arm for arm in arms if re.match(rf"{re.escape(arm)} (above|below|within|and) ", words)), None)
+    rest = words.removeprefix(subject or "")
+    control = next((arm for arm in arms if arm != subject and re.search(rf"(?<=[ ]){re.escape(arm)}(?= |$)", rest)), None)
+    return subject, control
+
+
+def _price(prices: Mapping[str, Mapping[str, float]], arm: str, control: str | None) -> str:
+    price = prices.get(arm, {})
+    parts = []
+    if "seconds" in price:
+        text = _duration(price["seconds"])
+        against = prices.get(control or "", {}).get("seconds")
+        if against and arm != control:
+            text += f" (×{price['seconds'] / against:.2f})"
+        parts.append(text)
+    if "parameters" in price:
+        parts.append(f"{_size(price['parameters'])} parameters")
+    if "flops" in price:
+        parts.append(f"{_size(price['flops'])}FLOP")
+    return ", ".join(parts)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
+
+
+def _size(number: float) -> str:
+    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= factor:
+            return f"{number / factor:.3g} {letter}"
+    return f"{number:.0f} "
+
+
+def _signed(value: float) -> str:
+    return short(value) if value < 0 else "+" + short(value)
+
+
+def _test(test: Mapping[str, Any]) -> Test:
+    low, high, effect = test["low"], test["high"], test["effect"]
+    known = low is not None and high is not None
+    note = test.get("note", "")
+    if test.get("more_seeds"):
+        more = f"about {test['more_seeds']} more seed{'s' if test['more_seeds'] > 1 else ''} would decide"
+        note = f"{note}; {more}" if note else more
+    p = test["p"]
+    standardised = test.get("standardised")
+    return Test(
+        expectation=test["expectation"],
+        verdict=test["verdict"],
+        effect=_signed(effect) if effect is not None else "not measured",
+        interval=f"{_signed(low)} to {_signed(high)} ({100 * test['level']:.0f} %)" if known else "no interval",
+        p=("p < 0.001" if p < 0.001 else f"p = {p:.2g}") if known else "",
+        standardised=f"g = {short(standardised)}" if standardised is not None else "",
+        note=note,
+        strip=_strip(low, high, effect, test["wanted"]) if known else None,
+    )
+
+
+def _strip(low: float, high: float, effect: float, wanted: Sequence[float | None]) -> Interval:
+    ends = [low, high, *(end for end in wanted if end is not None)]
+    left, right = min(ends), max(ends)
+    if left <= 0 <= right or min(abs(left), abs(right)) < right - left:
+        left, right = min(left, 0.0), max(right, 0.0)
+    room = 0.12 * (right - left) or abs(left) or 1.0
+    left, right = left - room, right + room
+
+    def place(value: float) -> float:
+        return round(100 * (value - left) / (right - left), 2)
+
+    bounds = (place(wanted[0]) if wanted[0] is not None else 0.0, place(wanted[1]) if wanted[1] is not None else 100.0)
+    return Interval(place(low), place(high), place(effect), bounds, place(0.0) if left < 0 < right else None)
+
+
+# ------------------------------------------------------------------------------------------------ words and code
+
+_INLINE = re.compile(r"``(.+?)``|:[a-z]+:`~?(?:[\w.]+\.)?(\w+)`|`([^`]+)`", re.DOTALL)
+
+
+def inline(text: str) -> list[tuple[str, str]]:
+    """A paragraph as pieces, ``("text" | "code", words)``."""
+    pieces, at = [], 0
+    for found in _INLINE.finditer(text):
+        pieces.append(("text", text[at : found.start()]))
+        pieces.append(("code", next(group for group in found.groups() if group)))
+        at = found.end()
+    return [(kind, words) for kind, words in [*pieces, ("text", text[at:])] if words]
+
+
+def blocks(docstring: str) -> list[tuple[str, list[Any]]]:
+    """A docstring as blocks: ``("paragraph", pieces)``, ``("list", [pieces, ...])`` and ``("code", [text])``."""
+    found: list[tuple[str, list[Any]]] = []
+    for block in re.split(r"\n\s*\n", docstring.strip("\n")):
+        lines = block.splitlines()
+        if all(line.startswith("    ") or line.startswith(">>>") for line in lines if line.strip()):
+            if found and found[-1][0] == "code":
+                found[-1][1][0] += f"\n\n{_dedent(block)}"
+            else:
+                found.append(("code", [_dedent(block)]))
+            continue
+        items: list[str] = []
+        before = ""
+        for line in lines:
+            if re.match(r"\s*[-*] ", line):
+                items.append(re.sub(r"^\s*[-*] ", "", line))
+            elif items:
+                items[-1] += " " + line.strip()
+            else:
+                before += " " + line.strip()
+        if before.strip():
+            found.append(("paragraph", inline(re.sub(r"::$", ":", before.strip()))))
+        if items:
+            found.append(("list", [inline(item) for item in items]))
+    return found
+
+
+def _dedent(block: str) -> str:
+    import textwrap
+
+    return textwrap.dedent(block)
+
+
+def highlight(source: str, prefix: str) -> Markup:
+    """Python with a class for each kind of token, and an anchor for each line."""
+    from pygments import highlight as colour  # type: ignore[import-untyped]
+    from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
+    from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
+
+    lines = str(colour(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))).rstrip("\n").split("\n")
+    start = escape(prefix)
+    return Markup("\n").join(
+        Markup('<a id="{0}{1}" href="#{0}{1}" data-line="{1}"></a>').format(start, place) + Markup(line)
+        for place, line in enumerate(lines, start=1)
+    )

@@ -1,0 +1,35 @@
+"""People's own data: read it, try methods on it, and train on it the way scikit-learn does.
+
+    from assay.own import read, try_, Learner
+    trial = try_(["elr"], on="photos/", seeds=5)
+
+Names are loaded when they are first used, so that the command line stays quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from assay.own.baselines import baseline
+    from assay.own.learner import Learner, LearnerRegressor
+    from assay.own.reading import read
+    from assay.own.trying import Trial, try_
+
+__all__ = ["Learner", "LearnerRegressor", "Trial", "baseline", "read", "try_"]
+
+_WHERE = {
+    "Learner": "learner",
+    "LearnerRegressor": "learner",
+    "Trial": "trying",
+    "baseline": "baselines",
+    "read": "reading",
+    "try_": "trying",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)

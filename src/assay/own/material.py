@@ -1,0 +1,271 @@
+"""What was read but not split yet, and how it becomes a data set: task, splits, preprocessing, one line that says it all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from assay.data import Dataset, Split
+from assay.data.dataset import stratified
+from assay.errors import AssayError
+
+#: Whole numbers with at most so many distinct values are classes; others are quantities.
+MOST_NUMBERED_CLASSES = 20
+#: Shares of the examples that test and validate, where nobody else has split them.
+TEST, VALID = 0.2, 0.1
+_FEWEST = 10
+
+Positions = NDArray[np.int64]
+
+
+@dataclass
+class Material:
+    """Examples as they were found.
+
+    Args:
+        name: of the file or folder, for messages.
+        what: what one example is, in the plural, e.g. ``"images of 32x32"``.
+        inputs: images (N, C, H, W) in [0, 1], series (N, C, L), texts, or the columns of a table.
+        target: N classes (anything that is no number) or numbers, none of them missing.
+        parts: ``"train"``, ``"valid"`` or ``"test"`` for each example, where the source has splits of its own.
+        group: examples of one group stay in one split.
+        time: numbers by which the examples are split: the test is the latest part.
+        notes: what was repaired on the way.
+    """
+
+    name: str
+    what: str
+    inputs: Tensor | tuple[str, ...] | pd.DataFrame
+    target: pd.Series
+    parts: NDArray[np.str_] | None = None
+    group: NDArray[np.str_] | None = None
+    time: NDArray[np.float64] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.group is not None and self.time is not None:
+            raise AssayError(f"{self.name} cannot be split by group and in time at once: give only one of the two.")
+        if self.parts is not None and (self.group is not None or self.time is not None):
+            raise AssayError(f"{self.name} is already split into training and test: leave group and time out.")
+
+
+def build(material: Material, seed: int) -> Dataset:
+    """Split, preprocess with what the training part alone tells, and say what was understood (in ``source``).
+
+    Args:
+        material: what was read.
+        seed: of the split.
+
+    Raises:
+        AssayError: too few examples, one class only, or no way to split.
+    """
+    notes = list(material.notes)
+    kept, task, classes, labels = _labels(material, notes)
+    material = _take(material, kept)
+    if len(labels) < _FEWEST:
+        raise AssayError(f"{material.name} has {len(labels)} usable examples: give at least {_FEWEST} to train and test on.")
+    places, how = _split(material, labels, seed)
+    _say_repeats(material, places, notes)
+    if task == "classification":
+        _say_absent(classes, labels, places, notes)
+    inputs, features = _prepared(material.inputs, places["train"])
+    whole = Split(inputs, labels)
+    splits = {part: whole.take(torch.from_numpy(positions)) for part, positions in places.items()}
+    sizes = ", ".join(f"{part} {len(split)}" for part, split in splits.items())
+    shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
+    goal = f"{task}, {len(classes)} classes ({shown})" if classes else f"{task} of {material.target.name or 'numbers'}"
+    line = f"{material.name}: {len(labels)} {material.what}; {goal}; {sizes} ({how})"
+    data = Dataset(
+        name=material.name,
+        task=task,
+        train=splits["train"],
+        valid=splits["valid"],
+        test=splits["test"],
+        classes=classes,
+        licence="your own",
+        source="; ".join([line, *notes]) + ".",
+        features=features,
+    )
+    return data.normalise() if len(data.input_shape) == 2 else data
+
+
+# ---------------------------------------------------------------------------------------------------- labels
+
+
+def _labels(material: Material, notes: list[str]) -> tuple[Positions, str, tuple[str, ...], Tensor]:
+    """Which examples have a usable target, the task, the classes and the labels (N,)."""
+    target, everything = material.target, np.arange(len(material.target))
+    numbers = pd.to_numeric(target, errors="coerce").to_numpy(np.float64) if target.dtype != bool else None
+    where = f"column {target.name!r} of {material.name}" if target.name else material.name
+    if numbers is not None:
+        finite = np.isfinite(numbers)
+        distinct = np.unique(numbers[finite])
+        whole = bool((distinct == distinct.round()).all())
+        # A few words among many numbers ("unknown") are gaps; a few numbers among words are classes of that name.
+        if finite.mean() > 0.8 and not (whole and len(distinct) <= MOST_NUMBERED_CLASSES):
+            if not finite.all():
+                first = int(np.flatnonzero(~finite)[0])
+                notes.append(
+                    f"{(~finite).sum()} rows left out, whose target is no finite number (first {target.iloc[first]!r}, "
+                    f"row {target.index[first]})"
+                )
+            if np.ptp(distinct) == 0:
+                raise AssayError(f"All targets in {where} are {distinct[0]:g}: there is nothing to learn.")
+            return everything[finite], "regression", (), torch.from_numpy(numbers[finite].astype(np.float32))
+        if finite.all() and whole:
+            names = [str(int(value)) for value in distinct]
+            return everything, *_classes(where, names, np.searchsorted(distinct, numbers))
+    codes, found = pd.factorize(target.astype(str).str.strip(), sort=True)
+    return everything, *_classes(where, list(found), codes)
+
+
+def _classes(where: str, names: Sequence[str], codes: NDArray[np.int64]) -> tuple[str, tuple[str, ...], Tensor]:
+    if len(names) < 2:
+        raise AssayError(f"All examples in {where} have the class {names[0]!r}: give examples of two or more classes.")
+    if len(names) > 50 and len(names) > len(codes) / 2:
+        raise AssayError(
+            f"The target in {where} has {len(names)} distinct values in {len(codes)} rows, so it names rows rather than classes: "
+            "choose another target."
+        )
+    return "classification", tuple(names), torch.from_numpy(np.ascontiguousarray(codes, dtype=np.int64))
+
+
+def _take(material: Material, kept: Positions) -> Material:
+    """The examples at ``kept``."""
+    if len(kept) == len(material.target):
+        return material
+    inputs = material.inputs
+    if isinstance(inputs, pd.DataFrame):
+        inputs = inputs.iloc[kept]
+    elif isinstance(inputs, Tensor):
+        inputs = inputs[torch.from_numpy(kept)]
+    else:
+        inputs = tuple(inputs[place] for place in kept)
+    return replace(
+        material,
+        inputs=inputs,
+        target=material.target.iloc[kept],
+        parts=None if material.parts is None else material.parts[kept],
+        group=None if material.group is None else material.group[kept],
+        time=None if material.time is None else material.time[kept],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- splits
+
+
+def _split(material: Material, labels: Tensor, seed: int) -> tuple[dict[str, Positions], str]:
+    """Positions of the three splits, and how they were found."""
+    count = len(labels)
+    if material.parts is not None:
+        found = {part: np.flatnonzero(material.parts == part) for part in ("train", "valid", "test")}
+        if not len(found["valid"]):
+            found["train"], found["valid"] = _drawn(found["train"], labels, round(VALID * len(found["train"])), seed)
+            return found, "training and test as found"
+        return found, "as found"
+    if material.time is not None:
+        ends = np.quantile(material.time, [1 - TEST - VALID, 1 - TEST], method="lower")
+        # Examples of one moment stay together, so that the test lies wholly after the training.
+        part = np.searchsorted(ends, material.time, side="left")
+        places = {name: np.flatnonzero(part == number) for number, name in enumerate(("train", "valid", "test"))}
+        if not len(places["train"]) or not len(places["test"]):
+            raise AssayError(f"{material.name} has too few distinct times to be split in time: leave time out.")
+        return places, "in time, the latest are the test"
+    if material.group is not None:
+        return _grouped(material.name, material.group, labels, seed), f"whole groups, seed {seed}"
+    rest, test = _drawn(np.arange(count), labels, round(TEST * count), seed)
+    train, valid = _drawn(rest, labels, round(VALID * count), seed)
+    how = "at random" if labels.is_floating_point() else "stratified"
+    return {"train": train, "valid": valid, "test": test}, f"{how}, seed {seed}"
+
+
+def _drawn(places: Positions, labels: Tensor, count: int, seed: int) -> tuple[Positions, Positions]:
+    """What stays and ``count`` that are drawn, each class in proportion."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = stratified(labels[torch.from_numpy(places)], count, generator).numpy()
+    return np.delete(places, drawn), places[drawn]
+
+
+def _grouped(name: str, group: NDArray[np.str_], labels: Tensor, seed: int) -> dict[str, Positions]:
+    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+
+    groups = len(np.unique(group))
+    if groups < 3:
+        raise AssayError(f"{name} has {groups} groups: splitting by group needs at least 3, better 10.")
+    kind = GroupKFold if labels.is_floating_point() else StratifiedGroupKFold
+
+    def part(places: Positions, share: float) -> tuple[Positions, Positions]:
+        folds = max(2, min(round(1 / share), len(np.unique(group[places]))))
+        splitter = kind(folds, shuffle=True, random_state=seed)
+        try:
+            stays, drawn = next(splitter.split(places, labels.numpy()[places], group[places]))
+        except ValueError:  # no class has as many members as there are folds
+            splitter = GroupKFold(folds, shuffle=True, random_state=seed)
+            stays, drawn = next(splitter.split(places, None, group[places]))
+        return places[stays], places[drawn]
+
+    rest, test = part(np.arange(len(labels)), TEST)
+    train, valid = part(rest, VALID / (1 - TEST))
+    return {"train": train, "valid": valid, "test": test}
+
+
+def _say_absent(classes: Sequence[str], labels: Tensor, places: dict[str, Positions], notes: list[str]) -> None:
+    for part in ("train", "test"):
+        counts = np.bincount(labels.numpy()[places[part]], minlength=len(classes))
+        absent = [name for name, count in zip(classes, counts, strict=True) if not count]
+        if absent:
+            some = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+            notes.append(f"{len(absent)} classes have no {part} example ({some})")
+
+
+def _say_repeats(material: Material, places: dict[str, Positions], notes: list[str]) -> None:
+    marks = _marks(material.inputs)
+    seen = np.isin(marks[places["test"]], marks[places["train"]])
+    if seen.any():
+        notes.append(f"{seen.sum()} of {len(seen)} test examples also occur in training, so the test is easier than it looks")
+
+
+def _marks(inputs: Tensor | tuple[str, ...] | pd.DataFrame) -> NDArray[np.int64]:
+    """A number for each example, the same where the content is the same."""
+    if isinstance(inputs, pd.DataFrame):
+        marks: NDArray[np.int64] = pd.util.hash_pandas_object(inputs, index=False).to_numpy().view(np.int64)
+        return marks
+    if isinstance(inputs, tuple):
+        marks = pd.util.hash_array(np.array(inputs, dtype=object)).view(np.int64)
+        return marks
+    flat = inputs.flatten(1).contiguous().view(torch.int32)
+    # Whole numbers wrap around, so that the sum is exact whatever the order; a sum of floats would depend on it.
+    weights = torch.randint(-(2**62), 2**62, (flat.shape[1],), generator=torch.Generator().manual_seed(0))
+    return torch.cat([(rows.long() * weights).sum(dim=1) for rows in flat.split(1024)]).numpy()
+
+
+# ---------------------------------------------------------------------------------------------------- preprocessing
+
+
+def _prepared(
+    inputs: Tensor | tuple[str, ...] | pd.DataFrame, train: Positions
+) -> tuple[Tensor | tuple[str, ...], tuple[str, ...]]:
+    """Inputs that a network understands; tables: gaps filled with the median, scaled, one column a category."""
+    if not isinstance(inputs, pd.DataFrame):
+        return inputs, ()
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    numeric = [name for name in inputs if pd.api.types.is_numeric_dtype(inputs[name])]
+    words = [name for name in inputs if name not in numeric]
+    prepare = make_column_transformer(
+        (make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler()), numeric),
+        (OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=50, sparse_output=False), words),
+        verbose_feature_names_out=False,
+    )
+    prepare.fit(inputs.iloc[train])
+    values = np.asarray(prepare.transform(inputs), dtype=np.float32)
+    return torch.from_numpy(np.ascontiguousarray(values)), tuple(prepare.get_feature_names_out())

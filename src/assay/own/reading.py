@@ -1,0 +1,84 @@
+"""Read somebody's own data: one function that looks at what it is given and says what it understood."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from assay.data import Dataset
+from assay.errors import AssayError
+from assay.own.material import Material, build
+
+_KINDS = "an image folder, .csv, .tsv, .parquet, .npz or .ts"
+
+
+def read(
+    path: str | Path,
+    target: str | None = None,
+    text: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """Read a folder of images, a table, texts, series or arrays as a data set with splits.
+
+    What it is, is found from the path and the content: a folder with one subfolder of images for each class; a CSV, TSV or
+    Parquet table; texts in a column of one; series that lie in the rows of one, or a ``.ts`` file; an ``.npz`` with ``x`` and
+    ``y`` (or ``x_train``, ``y_train``, ``x_test``, ``y_test``). Of every 10 examples 7 train, 1 validates and 2 test.
+    Gaps, scales and categories of a table are learnt on the training part alone. ``source`` of the data set says what was
+    understood and what was repaired.
+
+    Args:
+        path: what to read.
+        target: column to predict; its values tell classification from regression. May be left out where a column is called
+            target, label, class or y, and where the layout tells (folders, ``.npz``, ``.ts``).
+        text: column that holds the texts.
+        group: column whose equal values stay in one split (patients, authors).
+        time: column by which to split: the latest rows are the test.
+        seed: of the split.
+
+    Raises:
+        AssayError: one sentence that names the file, the place and the mend.
+    """
+    return build(gather(Path(path), target, text, group, time), seed)
+
+
+def gather(path: Path, target: str | None, text: str | None, group: str | None, time: str | None) -> Material:
+    """Read without splitting."""
+    try:
+        return _gather(path, target, text, group, time)
+    except OSError as error:
+        raise AssayError(f"{path} cannot be read ({error.strerror or error}): mend its permissions, or name another.") from error
+
+
+def _gather(path: Path, target: str | None, text: str | None, group: str | None, time: str | None) -> Material:
+    if not path.exists():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [], n=3)
+        raise AssayError(f"There is no {path}: " + (f"did you mean {', '.join(near)}?" if near else "check the path."))
+    if path.is_dir():
+        _only(path, "an image folder", target=target, text=text, group=group, time=time)
+        from assay.own.images import read_images
+
+        return read_images(path)
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        _only(path, "an .npz file", target=target, text=text)
+        from assay.own.arrays import read_npz
+
+        return read_npz(path, group, time)
+    if suffix == ".ts":
+        _only(path, "a .ts file", target=target, text=text, group=group, time=time)
+        from assay.own.series import read_ts
+
+        return read_ts(path)
+    if suffix in (".csv", ".tsv", ".parquet", ".pq"):
+        from assay.own.tables import read_table
+
+        return read_table(path, target, text, group, time)
+    raise AssayError(f"{path} is of no kind that can be read: give {_KINDS}.")
+
+
+def _only(path: Path, kind: str, **given: str | None) -> None:
+    named = [name for name, value in given.items() if value is not None]
+    if named:
+        raise AssayError(f"{path} is {kind}, which has no column for {' and '.join(named)}: leave that out.")

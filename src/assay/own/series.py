@@ -1,0 +1,98 @@
+"""Series in the ``.ts`` format of the time-series archives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from assay.errors import AssayError
+from assay.own.material import Material
+
+
+def read_ts(path: Path) -> Material:
+    """Series (N, C, L); with ``NAME_TRAIN.ts`` beside ``NAME_TEST.ts`` these are the training and test parts.
+
+    Raises:
+        AssayError: naming the first line that cannot be understood.
+    """
+    files = [path]
+    for one, other in (("_TRAIN", "_TEST"), ("_TEST", "_TRAIN")):
+        sibling = path.with_name(path.name.replace(one, other))
+        if one in path.name and sibling.is_file():
+            files = [path, sibling]
+    rows: list[list[NDArray[np.float64]]] = []
+    labels: list[str] = []
+    parts: list[str] = []
+    for file in files:
+        found = _lines(file, rows, labels)
+        parts += ["test" if "_TEST" in file.name else "train"] * found
+    notes: list[str] = []
+    channels = {len(row) for row in rows}
+    if len(channels) != 1:
+        raise AssayError(f"The series in {path} have {min(channels)} to {max(channels)} channels: give all as many.")
+    lengths = [max(len(channel) for channel in row) for row in rows]
+    longest = max(lengths)
+    values = np.full((len(rows), channels.pop(), longest), np.nan)
+    for number, row in enumerate(rows):
+        for channel, given in enumerate(row):
+            values[number, channel, : len(given)] = given
+    if min(lengths) != longest:
+        notes.append(f"series of {min(lengths)} to {longest} steps: short ones go on with their last value")
+        gaps = sum(int(np.isnan(channel).sum()) for row in rows for channel in row)
+    else:
+        gaps = int(np.isnan(values).sum())
+    if gaps:
+        notes.append(f"{gaps} gaps filled between their neighbours")
+    return Material(
+        name=path.name,
+        what=f"series of {longest} steps" + (f" in {values.shape[1]} channels" if values.shape[1] > 1 else ""),
+        inputs=filled(path, values),
+        target=pd.Series(labels, dtype=object),
+        parts=np.array(parts) if len(files) == 2 else None,
+        notes=notes,
+    )
+
+
+def filled(path: Path, values: NDArray[np.float64]) -> torch.Tensor:
+    """Gaps of (N, C, L) are filled along each series: straight lines inside, the nearest value at the ends."""
+    flat = pd.DataFrame(values.reshape(-1, values.shape[-1]))
+    whole = (
+        flat.interpolate(axis=1, limit_direction="both").to_numpy(np.float32) if flat.isna().any(axis=None) else flat.to_numpy()
+    )
+    if not np.isfinite(whole).all():
+        row = int(np.argwhere(~np.isfinite(whole))[0][0]) // values.shape[1]
+        raise AssayError(f"Series {row + 1} of {path} has no finite value in one channel: remove it.")
+    return torch.from_numpy(whole.reshape(values.shape).astype(np.float32))
+
+
+def _lines(path: Path, rows: list[list[NDArray[np.float64]]], labels: list[str]) -> int:
+    """Add the series and labels of one file; returns how many there are."""
+    found, data, classes = 0, False, None
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        if not data:
+            words = line.lower().split()
+            if words[0] in ("@classlabel", "@targetlabel"):
+                classes = words[1:2] == ["true"]
+            data = words[0] == "@data"
+            continue
+        if classes is False:
+            raise AssayError(f"{path} has no class labels (@classLabel false): give a file that has them.")
+        *channels, label = line.split(":")
+        try:
+            rows.append([np.array(channel.replace("?", "nan").split(","), dtype=np.float64) for channel in channels])
+        except ValueError:
+            raise AssayError(f"Line {number} of {path} is no series of numbers: mend or remove it.") from None
+        if not channels:
+            raise AssayError(f"Line {number} of {path} has no label after a colon: mend or remove it.")
+        labels.append(label.strip())
+        found += 1
+    if not found:
+        raise AssayError(f"{path} has no series after a line @data: give a .ts file of the time-series archives.")
+    return found
