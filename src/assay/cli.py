@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from assay.atlas.commands import atlas_app
 from assay.errors import AssayError
 
 if TYPE_CHECKING:
@@ -205,6 +206,8 @@ def data_fetch(names: Annotated[list[str], typer.Argument(help="Names of data se
             fetch(name)
         print(f"{name} is here")
 
+
+app.add_typer(atlas_app, name="atlas")
 
 cache_app = typer.Typer(help="The cache of trainings: what is kept, and removing it.", no_args_is_help=False)
 app.add_typer(cache_app, name="cache")

@@ -66,7 +66,7 @@ def code_fingerprint(module: str, name: str, expectations: bool = False) -> str:
         for statement in source.definitions.get(name, []) if source else []:
             for word in _expected(statement):
                 reached[f"{module}:{name} expects"] = ast.dump(word)
-                _follow(module, word, reached)
+                _follow(module, _names(word), reached)
     bare = {key: text.split("@")[0] if text.startswith("external:") else text for key, text in reached.items()}
     return _digest({"protocol": str(PROTOCOL), **bare})
 
@@ -239,6 +239,7 @@ class _Source:
         self.definitions: dict[str, list[ast.stmt]] = {}
         self.imports: dict[str, list[tuple[str, str | None]]] = {}  # alias -> (module, name in it or None for the module)
         self.stars: list[str] = []  # modules whose names were all imported
+        self.normalised: dict[str, tuple[str, list[str]]] = {}  # definition -> its tree as text, the names that it reads
         package = module if is_package else module.rpartition(".")[0]
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Import):
@@ -344,18 +345,19 @@ def _reach(module: str, name: str, reached: dict[str, str]) -> None:
                 reached[f"*{key}"] = ""  # stars may point at each other
                 _reach(star, name, reached)
         return
-    reached[key] = ""  # before the walk: definitions may refer to each other
-    trees = [_normalise(statement) for statement in statements]
-    reached[key] = "".join(ast.dump(tree) for tree in trees)
-    for tree in trees:
-        _follow(module, tree, reached)
+    if name not in source.normalised:  # once a process: many claims reach the same definitions
+        trees = [_normalise(statement) for statement in statements]
+        names = sorted({used for tree in trees for used in _names(tree)})
+        source.normalised[name] = ("".join(ast.dump(tree) for tree in trees), names)
+    reached[key], names = source.normalised[name]  # entered before the walk: definitions may refer to each other
+    _follow(module, names, reached)
 
 
-def _follow(module: str, tree: ast.AST, reached: dict[str, str]) -> None:
-    """Add what a piece of a module's code refers to."""
+def _follow(module: str, names: list[str], reached: dict[str, str]) -> None:
+    """Add what the names that a piece of a module's code reads stand for."""
     source = _source(module)
     assert source is not None
-    for used in _names(tree):
+    for used in names:
         head, _, rest = used.partition(".")
         if head in source.definitions:
             _reach(module, head, reached)

@@ -303,6 +303,13 @@ def _loose(folder: Path) -> tuple[Path, dict[str, str]]:
     return images(folder / "photos") / "a", {}
 
 
+def _all_broken(folder: Path) -> tuple[Path, dict[str, str]]:
+    for name in "ab":
+        (folder / "photos" / name).mkdir(parents=True)
+        (folder / "photos" / name / "0.png").write_bytes(b"no image")
+    return folder / "photos", {}
+
+
 def _empty(folder: Path) -> tuple[Path, dict[str, str]]:
     (folder / "photos").mkdir()
     return folder / "photos", {}
@@ -325,7 +332,7 @@ _ROWS = "".join(f"{n},{n * n},{'yes' if n % 2 else 'no'}\n" for n in range(30))
         (_text("size,price,sold\n" + _ROWS, target="slod"), r"no column 'slod' for the target: did you mean sold\?"),
         (_text("size,price,sold\n" + _ROWS, target="sold", group="sold"), r"named twice"),
         (_text("a,b,c,y\n" + "1,2,3,4\n5,6,7,8\n" * 9, target="y", time="a", group="b"), r"only one of the two"),
-        (_text("size,price,sold\n1,2,yes,5\n" + _ROWS, target="sold"), r"a\.csv cannot be read as a table .*mend"),
+        (_text("size,price,sold\n1,2,yes,5\n" + _ROWS, target="sold"), r"a\.csv has fewer names than the rows"),
         (_text("size,price,sold\n" + _ROWS + "1,2,yes,5\n", target="sold"), r"line 32"),
         (_text("1.5,2.5\n3.5,4.5\n", target="1.5"), r"holds numbers, not names"),
         (_text("size,sold\n" + "1,yes\n" * 30, target="sold"), r"tells the rows apart"),
@@ -333,6 +340,8 @@ _ROWS = "".join(f"{n},{n * n},{'yes' if n % 2 else 'no'}\n" for n in range(30))
         (_text("size,sold\n" + "".join(f"{n},{n}.5\n" for n in range(8)), target="sold"), r"8 usable examples"),
         (_text("size,sold\n" + "".join(f"{n},id{n}\n" for n in range(90)), target="sold"), r"90 distinct values"),
         (_text("d,x,y\nsoon,1,0\n" + "".join(f"2020-01-{n},{n},1\n" for n in range(1, 25)), time="d"), r"Row 1 .* \('soon'\)"),
+        (_text("size,price,sold\n" + _ROWS + '1,2,"yes\n', target="sold"), r"a\.csv cannot be read as a table .*row 31.*mend"),
+        (_text("size,y\n", target="y"), r"no row with a value in column 'y'"),
         (_binary, r"line 2 holds a zero byte"),
         (_npz(x=np.zeros((4, 2))), r"a\.npz holds x: save"),
         (_npz(x=np.array([{}, []], dtype=object), y=np.zeros(2)), r"Python objects, which could run code"),
@@ -344,6 +353,7 @@ _ROWS = "".join(f"{n},{n * n},{'yes' if n % 2 else 'no'}\n" for n in range(30))
         (_linked_folder, r"c is a link that leads out of"),
         (_loose, r"in no class folders"),
         (_empty, r"photos is empty"),
+        (_all_broken, r"2 of 2 images .*cannot be read"),
         (_one_class, r"have the class 'a'"),
     ],
 )

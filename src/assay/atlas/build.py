@@ -6,6 +6,7 @@ import importlib.util
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +89,7 @@ def _renderer(shown: list[Any]) -> Any:
         "timeline": pages.timeline,
         "priced": pages.priced,
         "price_figure": pages.price_figure,
+        "filled": pages.filled,
     }
     return lambda template, **more: environment.get_template(template).render(everything | more)
 
@@ -116,13 +118,18 @@ def _write(output: Path, files: dict[str, str]) -> Site:
     for name, text in files.items():
         path, content = output / name, text.encode()
         if not path.is_file() or path.read_bytes() != content:
-            write_atomically(path, lambda temporary, content=content: temporary.write_bytes(content))  # type: ignore[misc]
+            write_atomically(path, partial(_put, content))
             changed += 1
     for name in before - set(files):
         path = (output / name).resolve()
         if path.is_relative_to(output.resolve()):  # the list lies in a folder that others may write to
             path.unlink(missing_ok=True)
     return Site(output, tuple(sorted(files)), changed)
+
+
+def _put(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+    path.chmod(0o644)  # a site is for everybody; a temporary file is for its owner alone
 
 
 def _listed(output: Path) -> set[str]:

@@ -21,7 +21,7 @@ from typing import Any
 from assay.files import write_atomically
 from assay.paths import trained_dir
 
-WIDE, NARROW = 660, 340  # pixels, the whole figure
+WIDE, NARROW, WHOLE = 660, 340, 1072  # pixels, the whole figure: beside the margin, on a phone, over the whole page
 CHARACTER = 6.4  # mean width of a letter of 12 pixels
 
 #: What a chart says for a colour -> what the page says for it. The charts' own values never reach a reader.
@@ -91,8 +91,9 @@ def prices(points: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def years(papers: Sequence[Mapping[str, Any]], last: int) -> Figure:
-    """Papers by year, a dot a paper: ``year``, ``href``, ``label`` and ``verdict``."""
-    return _draw(_years, "A dot a paper; filled once at least one claim has a verdict.", papers=list(papers), last=last)
+    """Papers by year, a dot a paper: ``year``, ``href`` and ``judged``."""
+    caption = "A dot a paper; filled once at least one claim has been measured."
+    return _draw(_years, caption, WHOLE, papers=list(papers), last=last)
 
 
 def _has_points(line: Mapping[str, Any]) -> bool:
@@ -122,8 +123,8 @@ def _comparable(value: float, arms: Mapping[str, Mapping[str, float]]) -> bool:
 # ------------------------------------------------------------------------------------------------ drawing, and keeping
 
 
-def _draw(chart: Callable[..., Any], caption: str, **shown: Any) -> Figure:
-    return Figure(_kept(chart, WIDE, shown), _kept(chart, NARROW, shown), caption)
+def _draw(chart: Callable[..., Any], caption: str, wide: int = WIDE, **shown: Any) -> Figure:
+    return Figure(_kept(chart, wide, shown), _kept(chart, NARROW, shown), caption)
 
 
 def _kept(chart: Callable[..., Any], width: int, shown: Mapping[str, Any]) -> str:
@@ -209,6 +210,14 @@ def _text(words: str, x: float, y: float, colour: str = SOFT, **more: Any) -> An
     return alt.Chart(data).mark_text(**mark).encode(x=alt.value(x), y=alt.value(y), text="words:N")
 
 
+def _rule(x: float, y: float, x2: float, y2: float, **more: Any) -> Any:
+    """A thin line between two places in pixels."""
+    alt = _alt()
+    ends = {"x": x, "y": y, "x2": x2, "y2": y2}
+    rule = alt.Chart(alt.Data(values=[{}])).mark_rule(color=CONTROL, strokeWidth=0.8, opacity=0.7, **more)
+    return rule.encode(**{channel: alt.value(pixels) for channel, pixels in ends.items()})
+
+
 def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str) -> Any:
     alt = _alt()
     wide = width == WIDE
@@ -232,7 +241,7 @@ def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str
     y_range = _range([row[name] for row in rows for name in ("low", "high")], log_y, 0.04)
 
     labels = {arm: _wrap(arm, 26 if wide else 15) for arm in lines}
-    right = 12 + CHARACTER * max(len(part) for label in labels.values() for part in label.split("\n"))
+    right = 18 + CHARACTER * max(len(part) for label in labels.values() for part in label.split("\n"))
     left, top, bottom = 48, 34, 44
     plot = width - left - right
     heights = {arm: 14 * (label.count("\n") + 1) + 4 for arm, label in labels.items()}
@@ -279,15 +288,15 @@ def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str
     for arm, place in _apart(wanted, heights, height).items():
         colour = ACCENT if arm == subject else SOFT
         end = plot * _share(ends[arm][0], x_range, log_x)
-        if abs(wanted[arm] - place) > 5 or plot - end > 8:
-            leader = {"x": end + 4, "y": wanted[arm], "x2": plot + 6, "y2": place}
-            rule = alt.Chart(alt.Data(values=[{}])).mark_rule(color=RULE, strokeWidth=1)
-            layers.append(rule.encode(**{channel: alt.value(pixels) for channel, pixels in leader.items()}))
+        if plot - end > 8:  # a line that ends early is led to the margin at its last height
+            layers.append(_rule(end + 5, wanted[arm], plot, wanted[arm], strokeDash=[1, 3]))
+        if abs(wanted[arm] - place) > 3:
+            layers.append(_rule(plot + 2, wanted[arm], plot + 12, place))
         shift = 7 * labels[arm].count("\n")
         weight = 600 if arm == subject else 400
-        layers.append(_text(labels[arm], plot + 10, place - shift, colour, fontWeight=weight))
+        layers.append(_text(labels[arm], plot + 16, place - shift, colour, fontWeight=weight))
     layers.append(_text(_clip(y_name, (width - 10) / CHARACTER), -left, -20))
-    layers.append(_text(_clip(x_name, plot / CHARACTER), plot, height + 34, align="right"))
+    layers.append(_text(_clip(x_name, (plot + left) / CHARACTER), plot, height + 34, align="right"))
     return _finish(alt.layer(*layers), width, height, left, right, top, bottom)
 
 
@@ -351,7 +360,7 @@ def _prices(width: int, points: Sequence[Mapping[str, Any]]) -> Any:
     y = alt.Y(
         "gain:Q",
         scale=alt.Scale(domain=y_range, nice=False, zero=False),
-        axis=alt.Axis(tickCount=5, labelExpr="format(datum.value, '+') + ' %'"),
+        axis=alt.Axis(tickCount=5, labelExpr="(datum.value == 0 ? '0' : format(datum.value, '+')) + ' %'"),
     )
     base = alt.Chart(alt.Data(values=[{"time": 1, "gain": 0}]))
     layers = [base.mark_rule(color=CONTROL, strokeDash=[2, 3]).encode(x=x), base.mark_rule(color=CONTROL).encode(y=y)]
@@ -366,10 +375,10 @@ def _prices(width: int, points: Sequence[Mapping[str, Any]]) -> Any:
     for p in sorted(points, key=lambda p: -abs(p["gain"])):
         across, down = plot * _share(p["time"], x_range, True), height * (1 - _share(p["gain"], y_range, False))
         size = CHARACTER * len(p["label"])
-        for begin in (across + 10, across - 10 - size):
+        for side, begin in (("left", across + 10), ("right", across - 10 - size)):
             free = all(begin + size < a or begin > b or abs(down - middle) > 13 for a, b, middle in taken)
             if free and begin >= 0 and begin + size <= plot + right:
-                layers.append(_text(p["label"], begin, down, INK))
+                layers.append(_text(p["label"], begin if side == "left" else across - 10, down, INK, align=side))
                 taken.append((begin, begin + size, down))
                 break
     layers.append(_text("effect, in per cent of the control", -left, -20))
@@ -388,9 +397,9 @@ def _years(width: int, papers: Sequence[Mapping[str, Any]], last: int) -> Any:
         rows.append({**p, "level": counts[p["year"]]})
     most = max(counts.values(), default=1)
     plot = width - left - right
-    step = min(11.0, plot / (last - first + 1))
-    height = max(60, step * (most + 0.5))
-    axis = alt.Axis(grid=False, format="d", tickCount=8 if width == WIDE else 4, ticks=True, tickColor=RULE, labelFlush=False)
+    step = min(14.0, plot / (last - first + 1))
+    height = step * (most + 0.5)
+    axis = alt.Axis(grid=False, format="d", tickCount=4 if width == NARROW else 8, ticks=True, tickColor=RULE, labelFlush=False)
     x = alt.X("year:Q", scale=alt.Scale(domain=[first - 0.5, last + 0.5], nice=False, zero=False), axis=axis)
     y = alt.Y("level:Q", scale=alt.Scale(domain=[0.5, 0.5 + height / step], nice=False, zero=False), axis=None)
     size = (0.78 * step) ** 2 * math.pi / 4
@@ -408,16 +417,16 @@ def _years(width: int, papers: Sequence[Mapping[str, Any]], last: int) -> Any:
 # ------------------------------------------------------------------------------------------------ scales and words
 
 
-def short(value: float) -> str:
-    """A number with three or four digits that mean something."""
+def short(value: float, digits: int = 4) -> str:
+    """A number with the digits that mean something."""
     if value == 0:
         return "0"
     if abs(value) >= 1000:
         return f"{value:,.0f}".replace("-", "−")
-    text = f"{value:.4g}"
+    text = f"{value:.{digits}g}"
     if "e" in text:
-        digits, power = f"{value:.2e}".split("e")
-        text = f"{digits}e{int(power)}"
+        factor, power = f"{value:.2e}".split("e")
+        text = f"{factor}e{int(power)}"
     return text.replace("-", "−")
 
 
@@ -427,7 +436,11 @@ def _logarithmic(values: Sequence[float], name: str, ratio: float) -> bool:
         return False
     if "logarithmic" in name:
         return True
-    return len(positive) == len(values) and max(positive) / min(positive) > ratio
+    if len(positive) < len(values):
+        return False
+    low, high = min(positive), max(positive)
+    # Shares that reach high are read as shares, unless the small ones would all look like nothing.
+    return high / low > (1e4 if 0.5 < high <= 1 else ratio)
 
 
 def _range(values: Sequence[float], log: bool, pad: float) -> list[float]:
@@ -448,7 +461,10 @@ def _ticks(span: Sequence[float], log: bool, count: int) -> dict[str, Any]:
     values = [m * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) for m in steps]
     values = [value for value in values if span[0] * 0.999 <= value <= span[1] * 1.001]
     keep = math.ceil(len(values) / count)
-    return {"values": [float(f"{value:.6g}") for value in values[::keep]], "format": "~g" if span[1] < 10_000 else "~s"}
+    return {
+        "values": [float(f"{value:.6g}") for value in values[::keep]],
+        "format": "~e" if span[0] < 1e-4 else "~g" if span[1] < 1e4 else "~s",
+    }
 
 
 def _share(value: float, span: Sequence[float], log: bool) -> float:

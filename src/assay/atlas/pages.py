@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import statistics
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -54,8 +55,15 @@ class Arm:
     mean: str
     span: str
     paper: str
-    price: str
+    time: str
+    parameters: str
+    flops: str
     is_subject: bool
+
+
+def filled(arms: Iterable[Arm]) -> set[str]:
+    """The columns in which at least one arm has something."""
+    return {name for arm in arms for name, value in vars(arm).items() if value}
 
 
 @dataclass(frozen=True)
@@ -136,7 +144,9 @@ class Claim:
                     mean=short(statistics.fmean(values)),
                     span=f"{low} to {high}" if len(values) > 1 and low != high else "",
                     paper=short(reported[name][0]) if name in reported else "",
-                    price=_price(self.entry["price"], name, self.control),
+                    time=_time(self.entry["price"], name, self.control),
+                    parameters=_size(self.entry["price"].get(name, {}).get("parameters")),
+                    flops=_size(self.entry["price"].get(name, {}).get("flops")),
                     is_subject=name == self.subject,
                 )
             )
@@ -190,10 +200,11 @@ class Page:
 
     @property
     def searched(self) -> str:
-        """What the search on the home page looks at."""
-        said = " ".join(claim.statement for claim in self.claims)
+        """Words that the search on the home page finds besides those that are shown there, each once."""
         paper = self.paper
-        return " ".join([paper.key, paper.title, *paper.authors, paper.summary, said]).lower()
+        said = " ".join([paper.key, *paper.authors, *(claim.statement for claim in self.claims)])
+        shown = _words(f"{paper.title} {paper.summary}")
+        return " ".join(word for word in dict.fromkeys(_words(said)) if len(word) > 2 and word not in shown)
 
     @property
     def verdicts(self) -> list[str]:
@@ -302,11 +313,9 @@ def priced(pages: Iterable[Page]) -> list[Priced]:
                 continue
             ours, theirs = (statistics.fmean(claim.entry["arms"][arm].values()) for arm in (method, control))
             if "seconds" in price.get(method, {}) and theirs:
-                low, high = claim.entry["tests"][0]["wanted"]
-                if low is not None and high is not None:
-                    sign = 1  # "as good as" wishes for no direction
-                else:
-                    sign = -1 if low is None else 1
+                sign = (
+                    -1 if claim.entry["tests"][0]["wanted"][0] is None else 1
+                )  # "as good as" has both ends, and wishes for no direction
                 time = price[method]["seconds"] / price[control]["seconds"]
                 if time > 0:
                     found.append(Priced(page, claim, time, sign * 100 * (ours - theirs) / abs(theirs)))
@@ -343,20 +352,12 @@ def _arms_of(entry: Mapping[str, Any]) -> tuple[str | None, str | None]:
     return subject, control
 
 
-def _price(prices: Mapping[str, Mapping[str, float]], arm: str, control: str | None) -> str:
-    price = prices.get(arm, {})
-    parts = []
-    if "seconds" in price:
-        text = _duration(price["seconds"])
-        against = prices.get(control or "", {}).get("seconds")
-        if against and arm != control:
-            text += f" (×{price['seconds'] / against:.2f})"
-        parts.append(text)
-    if "parameters" in price:
-        parts.append(f"{_size(price['parameters'])} parameters")
-    if "flops" in price:
-        parts.append(f"{_size(price['flops'])}FLOP")
-    return ", ".join(parts)
+def _time(prices: Mapping[str, Mapping[str, float]], arm: str, control: str | None) -> str:
+    """Seconds, and how many times those of the control."""
+    seconds, against = (prices.get(name or "", {}).get("seconds") for name in (arm, control))
+    if seconds is None:
+        return ""
+    return _duration(seconds) + (f" (×{seconds / against:.2f})" if against and arm != control else "")
 
 
 def _duration(seconds: float) -> str:
@@ -367,15 +368,17 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
 
 
-def _size(number: float) -> str:
+def _size(number: float | None) -> str:
+    if number is None:
+        return ""
     for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= factor:
             return f"{number / factor:.3g} {letter}"
-    return f"{number:.0f} "
+    return f"{number:.0f}"
 
 
 def _signed(value: float) -> str:
-    return short(value) if value < 0 else "+" + short(value)
+    return short(value, 3) if value < 0 else "+" + short(value, 3)
 
 
 def _test(test: Mapping[str, Any]) -> Test:
@@ -393,7 +396,7 @@ def _test(test: Mapping[str, Any]) -> Test:
         effect=_signed(effect) if effect is not None else "not measured",
         interval=f"{_signed(low)} to {_signed(high)} ({100 * test['level']:.0f} %)" if known else "no interval",
         p=("p < 0.001" if p < 0.001 else f"p = {p:.2g}") if known else "",
-        standardised=f"g = {short(standardised)}" if standardised is not None else "",
+        standardised=f"g = {short(standardised, 3)}" if standardised is not None else "",
         note=note,
         strip=_strip(low, high, effect, test["wanted"]) if known else None,
     )
@@ -419,6 +422,10 @@ def _strip(low: float, high: float, effect: float, wanted: Sequence[float | None
 _INLINE = re.compile(r"``(.+?)``|:[a-z]+:`~?(?:[\w.]+\.)?(\w+)`|`([^`]+)`", re.DOTALL)
 
 
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\s.,;:()\"]+", text.lower())
+
+
 def inline(text: str) -> list[tuple[str, str]]:
     """A paragraph as pieces, ``("text" | "code", words)``."""
     pieces, at = [], 0
@@ -436,9 +443,9 @@ def blocks(docstring: str) -> list[tuple[str, list[Any]]]:
         lines = block.splitlines()
         if all(line.startswith("    ") or line.startswith(">>>") for line in lines if line.strip()):
             if found and found[-1][0] == "code":
-                found[-1][1][0] += f"\n\n{_dedent(block)}"
+                found[-1][1][0] += f"\n\n{textwrap.dedent(block)}"
             else:
-                found.append(("code", [_dedent(block)]))
+                found.append(("code", [textwrap.dedent(block)]))
             continue
         items: list[str] = []
         before = ""
@@ -454,12 +461,6 @@ def blocks(docstring: str) -> list[tuple[str, list[Any]]]:
         if items:
             found.append(("list", [inline(item) for item in items]))
     return found
-
-
-def _dedent(block: str) -> str:
-    import textwrap
-
-    return textwrap.dedent(block)
 
 
 def highlight(source: str, prefix: str) -> Markup:

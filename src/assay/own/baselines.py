@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from assay.data import Dataset, Split
@@ -59,7 +61,7 @@ def baseline(data: Dataset) -> Recipe:
         model, steps, most, rate = partial(TextCNN, len(data.features), data.num_classes), 1000, 20, 1e-3
     elif found == "images":
         model = partial(WideResNet, 10, 2, data.num_classes, data.input_shape[0])
-        steps, most, rate = 1500, 40, 3e-3
+        steps, most, rate = 1000, 30, 3e-3
     elif found == "series":
         model, steps, most, rate = partial(SeriesNet, data.input_shape[0], data.num_classes), 1500, 60, 1e-3
     else:
@@ -110,25 +112,27 @@ def reference(data: Dataset, seed: int) -> dict[str, Tensor]:
     return {"predicted": torch.from_numpy(np.asarray(predicted, dtype=np.float64))}
 
 
-def _by_words(data: Dataset, seed: int) -> np.ndarray:  # type: ignore[type-arg]
+def _by_words(data: Dataset, seed: int) -> NDArray[Any]:
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
 
     learner = LogisticRegression(C=10.0, max_iter=1000) if data.task == "classification" else Ridge()
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, tokenizer=words, token_pattern=None), learner)
-    return model.fit(data.train.inputs, data.train.labels.numpy()).predict(data.test.inputs)  # type: ignore[no-any-return]
+    found: NDArray[Any] = model.fit(data.train.inputs, data.train.labels.numpy()).predict(data.test.inputs)
+    return found
 
 
-def _by_boosting(data: Dataset, seed: int) -> np.ndarray:  # type: ignore[type-arg]
+def _by_boosting(data: Dataset, seed: int) -> NDArray[Any]:
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
     kinds = {"classification": HistGradientBoostingClassifier, "regression": HistGradientBoostingRegressor}
     model = kinds[data.task](random_state=seed)
-    return model.fit(_numbers(data.train), data.train.labels.numpy()).predict(_numbers(data.test))  # type: ignore[no-any-return]
+    found: NDArray[Any] = model.fit(_numbers(data.train), data.train.labels.numpy()).predict(_numbers(data.test))
+    return found
 
 
-def _by_neighbours(data: Dataset, seed: int) -> np.ndarray:  # type: ignore[type-arg]
+def _by_neighbours(data: Dataset, seed: int) -> NDArray[Any]:
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
     make = KNeighborsClassifier if data.task == "classification" else KNeighborsRegressor
@@ -136,9 +140,10 @@ def _by_neighbours(data: Dataset, seed: int) -> np.ndarray:  # type: ignore[type
     models = [make(k).fit(train, labels) for k in _NEIGHBOURS if k <= len(labels)]
     choose_on = (_numbers(data.valid), data.valid.labels.numpy()) if len(data.valid) > 1 else None
     best = max(models, key=lambda model: model.score(*choose_on)) if choose_on else models[0]
-    return best.predict(_numbers(data.test))  # type: ignore[no-any-return]
+    found: NDArray[Any] = best.predict(_numbers(data.test))
+    return found
 
 
-def _numbers(split: Split) -> np.ndarray:  # type: ignore[type-arg]
+def _numbers(split: Split) -> NDArray[Any]:
     assert isinstance(split.inputs, Tensor)
     return split.inputs.flatten(1).numpy()

@@ -78,35 +78,35 @@ def print_trial(trial: Trial) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from assay.own.trying import BASELINE
     from assay.show import COLOURS, console
 
     out = console()
     out.print(escape(trial.data), highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("arm", "mean", "lowest", "highest", "against the baseline", "verdict", "q", "seeds", "a training"):
-        table.add_column(name, justify="right" if name in ("mean", "lowest", "highest", "q", "seeds", "a training") else "left")
-    q = trial.q()
-    base = trial.price("baseline")
+    for name in ("arm", trial.metric, "lowest", "highest", "seeds", "a training"):
+        table.add_column(name, justify="left" if name == "arm" else "right")
+    base = trial.price(BASELINE)
     for arm, scores in trial.arms.items():
-        numbers = [f"{f(scores.values()):.4g}" if scores else "-" for f in (statistics.fmean, min, max)]
-        against = verdict = corrected = ""
-        if arm in trial.verdicts:
-            found = trial.verdicts[arm]
-            verdict = f"[{COLOURS[found.verdict]}]{found.verdict}[/]"
-            (test,) = found.tests
-            if found.seeds:
-                against = f"{test.effect:+.4g}" + (f" [{test.low:+.4g}, {test.high:+.4g}]" if found.seeds > 1 else "")
-            if found.more_seeds:
-                verdict += f", {found.more_seeds} more seeds would decide"
-            corrected = f"{q[arm]:.2g}"
+        numbers = [f"{f(scores.values()):.4f}" if scores else "-" for f in (statistics.fmean, min, max)]
         seconds = trial.price(arm)
         price = "" if seconds is None else f"{seconds:.3g} s"
         if seconds is not None and base and arm in trial.verdicts:
             price += f" (x{seconds / base:.2f})"
-        shown = f"{arm} (no network)" if arm == trial.reference else arm
-        table.add_row(escape(shown), *numbers, escape(against), verdict, corrected, str(len(scores)), price)
+        table.add_row(escape(arm), *numbers, str(len(scores)), price)
     out.print(table)
-    out.print(f"[dim]{trial.metric}; holds: above the baseline, with the 95 % interval of the mean difference over seeds[/]")
+    q = trial.q()
+    for method, verdict in trial.verdicts.items():
+        (test,) = verdict.tests
+        line = f"[{COLOURS[verdict.verdict]}]{verdict.verdict}[/]  {escape(test.expectation)}"
+        if verdict.seeds > 1:
+            interval = f"[{test.low:+.4f}, {test.high:+.4f}]"
+            line += escape(f": {test.effect:+.4f} {interval}, p = {test.p:.2g}")
+            line += f", q = {q[method]:.2g}" if len(q) > 1 else ""
+        line += f" [dim]({escape(test.note)})[/]" if test.note else ""
+        if verdict.more_seeds:
+            line += f"; about {verdict.more_seeds} more seeds would decide"
+        out.print(line, highlight=False)
     for method, why in trial.refused.items():
         out.print(f"[yellow]does not fit[/] {escape(method)}: {escape(why)}.", highlight=False)
     for note in trial.notes:

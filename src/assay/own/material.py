@@ -101,10 +101,12 @@ def build(material: Material, seed: int) -> Dataset:
 def _labels(material: Material, notes: list[str]) -> tuple[Positions, str, tuple[str, ...], Tensor]:
     """Which examples have a usable target, the task, the classes and the labels (N,)."""
     target, everything = material.target, np.arange(len(material.target))
+    if target.empty:
+        raise AssayError(f"{material.name} holds no examples: give at least {_FEWEST} to train and test on.")
     numbers = pd.to_numeric(target, errors="coerce").to_numpy(np.float64) if target.dtype != bool else None
     where = f"column {target.name!r} of {material.name}" if target.name else material.name
     if numbers is not None:
-        finite = np.isfinite(numbers)
+        finite = np.abs(numbers) <= np.finfo(np.float32).max  # what float32 cannot hold is as good as infinite
         distinct = np.unique(numbers[finite])
         whole = bool((distinct == distinct.round()).all())
         # A few words among many numbers ("unknown") are gaps; a few numbers among words are classes of that name.

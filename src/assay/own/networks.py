@@ -10,7 +10,8 @@ from torch import Tensor, nn
 class SeriesNet(nn.Module):
     """A fully convolutional network for series: three convolutions with batch normalisation, the mean over time, one layer.
 
-    It is the network of Wang, Yan and Oates 2017 ("Time series classification from scratch") with half of its planes.
+    It is the network of Wang, Yan and Oates 2017 ("Time series classification from scratch") with half of its planes
+    and a first width of 7 instead of 8, which is centred.
 
     Args:
         in_channels: channels of the series.
@@ -23,7 +24,7 @@ class SeriesNet(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         planes = in_channels
-        for wide, width in ((64, 8), (128, 5), (64, 3)):
+        for wide, width in ((64, 7), (128, 5), (64, 3)):
             layers += [nn.Conv1d(planes, wide, width, padding="same", bias=False), nn.BatchNorm1d(wide), nn.ReLU()]
             planes = wide
         self.features = nn.Sequential(*layers)

@@ -94,7 +94,7 @@ def _parquet(path: Path) -> pd.DataFrame:
 
 def _csv(path: Path, notes: list[str]) -> pd.DataFrame:
     content = _decoded(path, notes)
-    header = next((line for line in content.splitlines() if line.strip()), "")
+    header = re.split(r"[\r\n]", content.lstrip("\r\n "), maxsplit=1)[0]
     if not header:
         raise AssayError(f"{path} is empty: give it a line of column names and at least ten rows.")
     plain = re.sub(r'"[^"]*"', "", header)
@@ -116,7 +116,11 @@ def _csv(path: Path, notes: list[str]) -> pd.DataFrame:
                 index_col=False,
                 low_memory=False,
             )
-    except (pd.errors.ParserError, pd.errors.ParserWarning, ValueError) as error:
+    except pd.errors.ParserWarning as error:
+        raise AssayError(
+            f"The first line of {path} has fewer names than the rows have cells: give every column a name."
+        ) from error
+    except (pd.errors.ParserError, ValueError) as error:
         why = str(error).partition("C error: ")[2] or str(error)
         raise AssayError(f"{path} cannot be read as a table ({why.strip().rstrip('.')}): mend that line.") from error
     numbered = [name for name in frame if str(name).startswith("Unnamed: ")]

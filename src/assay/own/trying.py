@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import math
 import statistics
 import time as clock
 from collections.abc import Callable, Mapping, Sequence
@@ -116,7 +115,10 @@ def try_(
     Args:
         methods: keys of papers with a treatment; ``"a+b"`` is a, then b; ``"key:function"`` where a paper has several.
         on: a path that :func:`assay.own.read` understands, the name of a known data set, or a data set.
-        target: see :func:`assay.own.read`; so are ``text``, ``group`` and ``time``.
+        target: column to predict; see :func:`assay.own.read`.
+        text: column that holds the texts.
+        group: column whose equal values stay in one split.
+        time: column by which to split.
         seeds: trainings of every arm, with the seeds 0 to ``seeds - 1``.
         budget: seconds after which nothing more is trained; what is finished counts. ``None`` has no end.
         device: where to train.
@@ -211,7 +213,11 @@ def _score(predicted: Tensor, labels: Tensor, task: str) -> float:
         return (predicted == labels).double().mean().item()
     labels = labels.double()
     spread = (labels - labels.mean()).square().sum().item()
-    return 1 - (predicted.double() - labels).square().sum().item() / spread if spread else math.nan
+    if not spread:
+        raise AssayError(
+            f"All {len(labels)} test targets are {labels[0]:g}, so R² says nothing: give more rows, or another target."
+        )
+    return 1 - (predicted.double() - labels).square().sum().item() / spread
 
 
 def _note(trial: Trial, data: Dataset, recipes: Mapping[str, Recipe]) -> None:

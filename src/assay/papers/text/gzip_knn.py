@@ -269,7 +269,11 @@ _SETS = {"AG News": "ag-news", "TREC": "trec", "MR": "mr"}
 @claim(
     "With k = 2 the published rule, by which a tie counts as right if either label is, shows an accuracy more than three "
     "points above that of the same neighbours with ties given to the nearer one, on news, on questions and on reviews.",
-    expect=[Higher(f"{name}, published rule", than=f"{name}, nearest", by=0.03) for name in _SETS],
+    expect=[
+        Higher("AG News, published rule", than="AG News, nearest", by=0.03),
+        Higher("TREC, published rule", than="TREC, nearest", by=0.03),
+        Higher("MR, published rule", than="MR, nearest", by=0.03),
+    ],
     reported=[
         Reported(
             f"{name}, whole set: accuracy by the published rule, and recomputed with ties broken honestly",
@@ -295,7 +299,7 @@ def published_rule_inflates(lab: Lab) -> Measured:
         votes, truth = _votes(lab, data), data.test.labels.numpy()
         measured[f"{name}, published rule"] = optimistic_accuracy(votes, truth)
         measured[f"{name}, nearest"] = float((votes[:, 0] == truth).mean())
-        measured[f"{name}, lot"] = expected_accuracy(votes, truth)
+        measured[f"{name}, by lot"] = expected_accuracy(votes, truth)
     return measured
 
 

@@ -1,0 +1,394 @@
+"""The atlas: complete, escaped, self-contained, the same bytes from the same inputs."""
+
+import json
+import re
+import threading
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from html.parser import HTMLParser
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from typer.testing import CliRunner
+
+from assay import catalogue
+from assay.atlas import build as building
+from assay.atlas import figures, pages
+from assay.atlas.build import build
+from assay.atlas.commands import atlas_app
+from assay.atlas.serve import server
+from assay.errors import AssayError
+from assay.lab import evidence
+
+pytestmark = pytest.mark.skipif(
+    any(find_spec(module) is None for module in ("altair", "vl_convert", "jinja2")), reason="the extra web is not installed"
+)
+
+EVIL = "<script>alert('1')</script>&\""
+SOURCE = f'''"""Lesson {EVIL.replace('"', "'")}.
+
+See ``{EVIL.replace('"', "'")}``:
+
+- one
+- two
+
+    code <b>
+"""
+from assay.paper import Above, claim
+
+@claim("Statement <script>alert(1)</script> of \\"it\\".", expect=Above("a", 0.5), scaled_down="{EVIL.replace('"', "'")}")
+def first_claim(lab):
+    return {{"a": 1}}  # </code></pre><script>alert(1)</script>
+'''
+
+
+def line(offset: float, x: list[float] | None = None) -> dict[str, Any]:
+    x = x or [float(place) for place in range(1, 21)]
+    mean = [offset + 0.01 * place for place in range(len(x))]
+    names = {"x_name": EVIL, "y_name": "accuracy"}
+    return {**names, "x": x, "mean": mean, "low": [y - 0.01 for y in mean], "high": [y + 0.02 for y in mean]}
+
+
+def entry(*arms: str, **changes: Any) -> dict[str, Any]:
+    method, control = arms[0], arms[1]
+    test = {
+        "expectation": f"{method} above {control} + 0.1",
+        "effect": 0.25,
+        "low": 0.14,
+        "high": 0.36,
+        "level": 0.95,
+        "wanted": [0.1, None],
+        "standardised": 3.1,
+        "p": 0.0177,
+        "verdict": "holds",
+        "more_seeds": None,
+        "method": "t",
+        "note": "",
+    }
+    return {
+        "verdict": "holds",
+        "seeds": 2,
+        "statement": "ignored",
+        "unit": "test accuracy",
+        "scaled_down": "",
+        "scale": "laptop",
+        "device": "cpu",
+        "p": 0.0177,
+        "tests": [test],
+        "more_seeds": None,
+        "arms": {arm: {"0": 0.9 - 0.2 * place, "1": 0.91 - 0.2 * place} for place, arm in enumerate(arms)},
+        "price": {method: {"seconds": 6.0, "parameters": 1000}, control: {"seconds": 5.0, "flops": 2e6}},
+        "curves": {},
+        "reported": [{"what": "Somewhere", "values": {method: 0.892, "third": 0.5}, "where": "Table 1"}],
+        "code": "0",
+        "commit": "0123456789abcdef",
+        "machine": {"processor": "Some CPU", "cores": 2, "system": "Linux"},
+        "versions": {"torch": "2.13"},
+        "date": "2026-01-02",
+        "rerun": "assay run some:claim --seeds 2",
+    } | changes
+
+
+@dataclass
+class Made:
+    folder: Path
+    evil: catalogue.Paper
+    shown: list[catalogue.Paper]
+
+    def html(self) -> list[Path]:
+        return sorted(self.folder.rglob("*.html"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    """The whole catalogue and a paper that tries to break out of every field, with evidence of its own and of ELR's."""
+    tmp = tmp_path_factory.mktemp("atlas")
+    (tmp / "evil.py").write_text(SOURCE)
+    (tmp / "evidence").mkdir()
+    evil = catalogue.Paper(
+        key="evil",
+        topic=EVIL,
+        title=EVIL,
+        authors=(EVIL, "Second"),
+        year=1999,
+        link="javascript:alert(1)",
+        kind=EVIL,
+        summary=EVIL,
+        api=EVIL,
+        bibtex=EVIL,
+        path=tmp / "evil.py",
+    )
+    curves = {EVIL: line(0.5), "control": line(0.2, [1.0, 10.0, 1000.0])}
+    said = [{"what": EVIL, "values": {EVIL: 0.6}, "where": EVIL}]
+    words = {"unit": EVIL, "rerun": EVIL, "machine": {"processor": EVIL}, "versions": {EVIL: EVIL}, "reported": said}
+    wicked = entry(EVIL, "control", "only a number", curves=curves, commit=EVIL, device=EVIL, **words)
+    for key, claims in (("evil", {"first_claim": wicked}), ("elr", {"resists_wrong_labels": entry("ELR", "cross-entropy")})):
+        (tmp / "evidence" / f"{key}.json").write_text(json.dumps({"claims": claims}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASSAY_HOME", str(tmp / "home"))
+        patch.setenv("ASSAY_EVIDENCE", str(tmp / "evidence"))
+        patch.setattr(evidence, "is_stale", lambda paper, name, entry: paper.key == "evil")
+        shown = [*catalogue.papers().values(), evil]
+        build(tmp / "site", shown)
+        yield Made(tmp / "site", evil, shown)
+
+
+VOID = {"meta", "link", "input", "br", "hr", "img", "wbr"}
+
+
+@dataclass
+class Parsed(HTMLParser):
+    """What a page refers to; raises where tags do not match."""
+
+    path: Path
+    ids: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    loads: list[str] = field(default_factory=list)
+    scripts: int = 0
+    handlers: list[str] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
+    words: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.feed(self.path.read_text(encoding="utf-8"))
+        self.close()
+        assert not self.open, (self.path, self.open)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self._look(tag, attrs)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._look(tag, attrs)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, (self.path, tag)
+        assert self.open.pop() == tag, (self.path, tag, self.getpos())
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def _look(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        for name, value in attrs:
+            if name == "id":
+                self.ids.append(value or "")
+            elif name == "href" and tag == "a":
+                self.links.append(value or "")
+            elif name in {"src", "href", "srcset", "xlink:href", "data", "action", "poster"}:
+                self.loads.append(value or "")
+            elif name.startswith("on"):
+                self.handlers.append(name)
+
+
+def test_every_paper_has_a_page_and_stands_on_the_others(made: Made) -> None:
+    assert {path.stem for path in (made.folder / "papers").iterdir()} == {paper.key for paper in made.shown}
+    for name in ("index", "timeline", "verdicts"):
+        links = Parsed(made.folder / f"{name}.html").links
+        for paper in made.shown:
+            assert any(link.startswith(f"papers/{paper.key}.html") for link in links), (name, paper.key)
+
+
+def test_pages_parse_and_nothing_breaks_out(made: Made) -> None:
+    for path in made.html():
+        page = Parsed(path)
+        assert page.scripts == 1, path  # the site's own
+        assert not page.handlers
+        assert len(page.ids) == len(set(page.ids)), path
+        assert not [link for link in page.links if urlsplit(link).scheme not in ("", "https", "http")], path
+    shown = "".join(Parsed(made.folder / "papers" / "evil.html").words)
+    for words in (EVIL, "Statement <script>alert(1)</script>", "only a number", "# </code></pre><script>", "code <b>", "stale"):
+        assert words in shown
+
+
+def test_nothing_is_fetched_from_elsewhere(made: Made) -> None:
+    for path in made.html():
+        for load in Parsed(path).loads:
+            address = urlsplit(load)
+            assert (address.scheme, address.netloc) in {("", ""), ("data", "")}, (path, load)
+        assert not re.search(r"url\(|<style|@import|src=\"http", path.read_text())
+    assert not re.search(r"url\(|@import|https?:", (made.folder / "atlas.css").read_text())
+    assert not re.search(r"fetch|XMLHttp|import\(|https?:", (made.folder / "atlas.js").read_text())
+
+
+def test_internal_links_resolve(made: Made) -> None:
+    ids = {path.resolve(): set(Parsed(path).ids) for path in made.html()}
+    for path in made.html():
+        page = Parsed(path)
+        for link in [*page.links, *page.loads]:
+            address = urlsplit(link)
+            if address.scheme:
+                continue
+            target = (path.parent / unquote(address.path)).resolve() if address.path else path.resolve()
+            assert target.is_file(), (path, link)
+            assert not address.fragment or unquote(address.fragment) in ids[target], (path, link)
+
+
+def test_a_page_shows_verdict_effect_price_and_command(made: Made) -> None:
+    words = " ".join(" ".join(Parsed(made.folder / "papers" / "elr.html").words).split())
+    for said in ("holds", "2 seeds", "+0.25 +0.14 to +0.36 (95 %)", "p = 0.018", "0.892", "6 s (×1.20)", "Table 1"):
+        assert said in words, said
+    for said in (
+        "assay run some:claim --seeds 2",
+        "Some CPU",
+        "torch 2.13",
+        "2026-01-02",
+        "not recorded yet",
+        "EarlyLearningRegularization ( nn",
+    ):
+        assert said in words, said
+    assert "stale" not in words
+    assert "third 0.5" in words  # the paper's number of an arm that is not measured here
+    assert "@inproceedings{elr" in words
+
+
+def test_the_same_inputs_give_the_same_bytes(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "elsewhere"))  # nothing is cached there
+    again = build(tmp_path / "site", made.shown)
+    assert again.changed == len(again.files)
+    for name in again.files:
+        assert (tmp_path / "site" / name).read_bytes() == (made.folder / name).read_bytes(), name
+
+
+def test_what_is_unchanged_is_left_and_what_is_gone_is_removed(made: Made, tmp_path: Path) -> None:
+    elr = catalogue.find("elr")
+    assert build(tmp_path / "site", [elr, made.evil]).changed == 9
+    assert build(tmp_path / "site", [elr, made.evil]).changed == 0
+    (tmp_path / "precious").write_text("mine")
+    listed = tmp_path / "site" / "atlas.json"
+    listed.write_text(json.dumps({"files": [*json.loads(listed.read_text())["files"], "../precious"]}))
+    build(tmp_path / "site", [elr])
+    assert not (tmp_path / "site" / "papers" / "evil.html").exists()
+    assert (tmp_path / "site" / "papers" / "elr.html").exists()
+    assert (tmp_path / "precious").exists()
+
+
+def test_a_cached_figure_needs_no_drawing(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "_svg", lambda chart: pytest.fail("drawn again"))
+    build(tmp_path / "site", made.shown)
+
+
+def test_a_catalogue_of_170_papers_fits_on_a_light_home_page(made: Made, tmp_path: Path) -> None:
+    papers = list(catalogue.papers().values())
+    build(tmp_path / "one", papers[:1])
+    build(tmp_path / "all", papers)
+    one, everything = ((tmp_path / name / "index.html").stat().st_size for name in ("one", "all"))
+    assert one + 170 * (everything - one) / (len(papers) - 1) < 300_000
+
+
+def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(AssayError, match="holds other things"):
+        build(tmp_path, [])
+    with pytest.raises(AssayError, match="is a file"):
+        build(tmp_path / "thesis.tex", [])
+
+
+def test_missing_extras_are_named_with_their_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = building.importlib.util.find_spec
+    monkeypatch.setattr(building.importlib.util, "find_spec", lambda name: None if name == "altair" else found(name))
+    with pytest.raises(AssayError, match=r'needs altair: .*pip install "assay\[web\]"'):
+        build(tmp_path / "site", [])
+
+
+def test_an_empty_catalogue_is_a_site_too(tmp_path: Path, home: Path) -> None:
+    assert "index.html" in build(tmp_path / "site", []).files
+
+
+def test_build_from_the_command_line_and_serve(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "papers", lambda: {"elr": made.shown[0]})
+    told = CliRunner().invoke(atlas_app, ["build", "--output", str(tmp_path / "site")])
+    assert told.exit_code == 0
+    assert "index.html" in told.output
+    with server(tmp_path / "site", 0) as running:
+        assert running.server_address[0] == "127.0.0.1"
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        with urllib.request.urlopen(f"http://127.0.0.1:{running.server_port}/", timeout=10) as answer:
+            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+            assert answer.read() == (tmp_path / "site" / "index.html").read_bytes()
+        with pytest.raises(AssayError, match="choose another with --port"):
+            server(tmp_path, running.server_port)
+        running.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("expectation", "arms"),
+    [
+        ("ELR above cross-entropy + 0.1", ("ELR", "cross-entropy")),
+        ("ELR, memorised below 0.5 × cross-entropy, memorised − 0.3", ("ELR, memorised", "cross-entropy, memorised")),
+        ("ELR within ±0.01 of cross-entropy", ("ELR", "cross-entropy")),
+        ("rank correlation of ELR and cross-entropy above 0.5", ("ELR", "cross-entropy")),
+        ("ELR below 0.05", ("ELR", None)),
+    ],
+)
+def test_subject_and_control_are_read_from_the_expectation(expectation: str, arms: tuple[str, str | None]) -> None:
+    names = ("cross-entropy", "ELR", "ELR, memorised", "cross-entropy, memorised")
+    recorded = entry("ELR", "cross-entropy", arms={name: {"0": 1.0} for name in names})
+    recorded["tests"][0]["expectation"] = expectation
+    claim = pages.Claim("name", "Statement.", "", "holds", False, recorded)
+    assert (claim.subject, claim.control) == arms
+
+
+@pytest.mark.parametrize(("wanted", "ours", "gain"), [([0.1, None], 0.9, 50.0), ([None, -0.1], 0.3, 50.0)])
+def test_gain_points_where_the_claim_wishes(wanted: list[float | None], ours: float, gain: float) -> None:
+    recorded = entry("ELR", "cross-entropy", arms={"ELR": {"0": ours}, "cross-entropy": {"0": 0.6}})
+    recorded["tests"][0]["wanted"] = wanted
+    page = pages.Page(catalogue.find("elr"), (pages.Claim("name", "Statement.", "", "holds", False, recorded),))
+    [priced] = pages.priced([page])
+    assert priced.gain == pytest.approx(gain)
+    assert priced.time == pytest.approx(1.2)
+
+
+def test_one_seed_has_no_interval(home: Path) -> None:
+    test = entry("a", "b")["tests"][0] | {"low": None, "high": None, "note": "one seed cannot decide", "verdict": "inconclusive"}
+    recorded = entry("a", "b", tests=[test], seeds=1, arms={"a": {"0": 0.7}, "b": {"0": 0.7}}, verdict="inconclusive")
+    claim = pages.Claim("name", "Statement.", "", "inconclusive", False, recorded)
+    assert claim.tests[0].strip is None
+    assert claim.tests[0].interval == "no interval"
+    assert "One dot" in claim.figures[0].caption
+
+
+def test_lines_of_seeds_with_other_places_are_drawn_each(home: Path) -> None:
+    seeds = {"0": {"x": [1.0, 2.0], "y": [0.1, None]}, "1": {"x": [1.5, 2.5], "y": [0.2, 0.3]}}
+    curves = {"a": {"x_name": "seconds (logarithmic)", "y_name": "", "seeds": seeds}}
+    recorded = entry("a", "b", curves=curves)
+    lines, dots = pages.Claim("name", "Statement.", "", "holds", False, recorded).figures
+    assert lines.caption == "One line for each seed."
+    assert "var(--accent)" in lines.wide
+    assert "ring" in dots.caption
+    for svg in (lines.wide, lines.narrow, dots.wide):
+        assert not re.search(r"#0000|https?:|font-family|clip-path", svg)
+
+
+def test_labels_keep_their_order_and_distance() -> None:
+    places = figures._apart({"a": 10.0, "b": 12.0, "c": 200.0, "d": 199.0}, dict.fromkeys("abcd", 18.0), 200.0)
+    assert sorted(places, key=places.__getitem__) == ["a", "b", "d", "c"]
+    assert places["b"] - places["a"] >= 18
+    assert places["c"] - places["d"] >= 18
+    assert places["c"] <= 200
+
+
+def test_docstrings_become_blocks() -> None:
+    found = pages.blocks("Title.\n\nSome ``code`` and :func:`~a.b.name`::\n\n    x = 1\n\n    y = 2\n\n- one\n  more\n- two")
+    assert [kind for kind, _ in found] == ["paragraph", "paragraph", "code", "list"]
+    assert found[1][1] == [("text", "Some "), ("code", "code"), ("text", " and "), ("code", "name"), ("text", ":")]
+    assert found[2][1] == ["x = 1\n\ny = 2"]
+    assert found[3][1] == [[("text", "one more")], [("text", "two")]]
+
+
+def test_many_authors_are_shortened() -> None:
+    paper = replace(catalogue.find("elr"), authors=tuple(f"A{place}" for place in range(30)))
+    assert pages.Page(paper, ()).authors.endswith("A6 and 23 others")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0"), (0.903, "0.903"), (-1234.5, "−1,234"), (7.43e-8, "7.43e−8"), (0.25001, "0.25")]
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert figures.short(value) == text

@@ -1,0 +1,244 @@
+"""Trying methods on people's own data: fair arms, composition, what does not fit, budgets, verdicts."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import typer
+from torch import Tensor
+from torch.nn import functional as F
+from typer.testing import CliRunner
+
+from assay.data import Dataset
+from assay.errors import AssayError
+from assay.lab import memory
+from assay.own import read, try_, trying
+from assay.own.commands import duration, print_trial, try_methods
+from assay.recipe import Recipe, treatment
+from assay.train.schedules import linear
+
+
+@pytest.fixture
+def data(tmp_path: Path, home: Path) -> Dataset:
+    """Two classes that one number tells apart, with a third of the labels wrong."""
+    return read(_csv(tmp_path), "label")
+
+
+def _csv(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(200, 5))
+    wrong = rng.random(200) < 0.3
+    labels = np.where((inputs[:, 0] > 0) ^ wrong, "up", "down")
+    path = folder / "own.csv"
+    pd.DataFrame(inputs, columns=list("abcde")).assign(label=labels).to_csv(path, index=False)
+    return path
+
+
+@treatment
+def smooth(recipe: Recipe) -> Recipe:
+    return recipe.replace(loss=partial(F.cross_entropy, label_smoothing=0.2))
+
+
+@treatment
+def wrapped(recipe: Recipe) -> Recipe:
+    return recipe.replace(loss=partial(_half, recipe.loss))
+
+
+def _half(inner: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+    return inner(logits, labels) / 2
+
+
+@treatment
+def straight(recipe: Recipe) -> Recipe:
+    return recipe.replace(schedule=linear)
+
+
+@treatment
+def nothing(recipe: Recipe) -> Recipe:
+    return recipe.replace()
+
+
+@treatment
+def broken(recipe: Recipe) -> Recipe:
+    return recipe.replace(loss=_never)
+
+
+def _never(logits: Tensor, labels: Tensor) -> Tensor:
+    raise ValueError("this loss is for pictures")
+
+
+@treatment
+def cheats(recipe: Recipe) -> Recipe:
+    test = recipe.data.test
+    return recipe.replace(data=recipe.data._but("cheat", test=test.take(torch.arange(len(test) // 2))))
+
+
+@treatment
+def explodes(recipe: Recipe) -> Recipe:
+    return recipe.replace(optimizer=partial(torch.optim.SGD, lr=1e38))
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The methods above instead of papers, and a baseline of two epochs."""
+    methods = {f.__name__: f for f in (smooth, wrapped, straight, nothing, broken, cheats, explodes)}
+    monkeypatch.setattr(trying, "find", methods.__getitem__)
+    plain = trying.baseline
+    monkeypatch.setattr(trying, "baseline", lambda data: plain(data).replace(epochs=2))
+
+
+def test_arms_differ_in_the_treatment_alone(known: None, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[Recipe, int]] = []
+
+    def spy(recipe: Recipe, seed: int, *rest: Any) -> Any:
+        seen.append((recipe, seed))
+        return real(recipe, seed, *rest)
+
+    real = memory.train
+    monkeypatch.setattr(memory, "train", spy)
+    trial = try_(["smooth"], on=data, seeds=2)
+    assert [seed for _, seed in seen] == [0, 0, 1, 1]
+    plain, treated = seen[0][0], seen[1][0]
+    assert treated == plain.replace(loss=treated.loss)
+    assert treated.data is plain.data
+    assert set(trial.arms) == {"baseline", "smooth", "gradient boosting"}
+    assert all(set(scores) == {0, 1} for scores in trial.arms.values())
+
+
+def test_scores_are_those_of_the_trained_networks(known: None, data: Dataset) -> None:
+    trial = try_(["smooth"], on=data, seeds=1)
+    recipe = trying.baseline(data)
+    assert trial.arms["baseline"][0] == memory.train(recipe, 0, torch.device("cpu")).accuracy()
+    assert trial.arms["smooth"][0] == memory.train(smooth(recipe), 0, torch.device("cpu")).accuracy()
+    assert trial.price("baseline") is not None
+
+
+def test_methods_compose_unless_one_undoes_the_other(known: None, data: Dataset) -> None:
+    trial = try_(["smooth+straight", "smooth+wrapped", "wrapped+smooth"], on=data, seeds=1)
+    assert set(trial.verdicts) == {"smooth+straight", "smooth+wrapped"}
+    assert "smooth would undo what wrapped did to the loss" in trial.refused["wrapped+smooth"]
+    plain = trying.baseline(data)
+    both = trying._treated(plain, [smooth, wrapped])
+    assert both.loss.args[0].keywords == {"label_smoothing": 0.2}  # type: ignore[union-attr]
+
+
+def test_what_does_not_fit_says_why_and_the_others_go_on(known: None, data: Dataset) -> None:
+    trial = try_(["smooth", "nothing", "broken", "cheats", "explodes"], on=data, seeds=2)
+    assert set(trial.verdicts) == {"smooth"}
+    assert trial.refused["broken"] == "this loss is for pictures"
+    assert "changes nothing" in trial.refused["nothing"]
+    assert "changes the test" in trial.refused["cheats"]
+    assert "not finite" in trial.refused["explodes"]
+    assert "explodes" not in trial.arms
+
+
+def test_nothing_fits(known: None, data: Dataset) -> None:
+    with pytest.raises(AssayError, match=r"None of the methods fits own\.csv .*for pictures"):
+        try_(["broken"], on=data)
+
+
+def test_time_is_over_at_once(known: None, data: Dataset) -> None:
+    trial = try_(["smooth"], on=data, seeds=3, budget=-1.0)
+    assert not trial.complete
+    assert not any(trial.arms.values())
+    assert trial.verdicts["smooth"].verdict == "inconclusive"
+    json.dumps(trial.as_dict(), allow_nan=False)
+
+
+def test_time_is_over_on_the_way_and_more_time_goes_on(known: None, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(trying.clock, "monotonic", lambda: next(ticks))
+    short = try_(["smooth"], on=data, seeds=50, budget=20)
+    done = len(short.arms["smooth"])
+    assert 2 <= done < 50
+    assert not short.complete
+    assert short.verdicts["smooth"].seeds == done
+    longer = try_(["smooth"], on=data, seeds=done)
+    assert longer.complete
+    assert longer.arms["smooth"] == short.arms["smooth"]
+
+
+def test_a_real_method_on_a_real_file(tmp_path: Path, home: Path) -> None:
+    path = _csv(tmp_path)
+    trial = try_(["elr", "lecun1989"], on=path, target="label", seeds=2)
+    assert set(trial.arms) == {"baseline", "elr", "gradient boosting"}
+    assert "shifts images" in trial.refused["lecun1989"]
+    assert "own.csv: 200 rows" in trial.data
+    assert any("40 test examples is 2.5 points" in note for note in trial.notes)
+
+
+def test_regression(known: None, tmp_path: Path, home: Path) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(120, 3)), columns=list("abc"))
+    path = tmp_path / "numbers.csv"
+    frame.assign(y=frame.a * 100).to_csv(path, index=False)
+    trial = try_(["straight", "smooth"], on=path, seeds=1)
+    assert trial.metric == "test R²"
+    assert trial.arms["gradient boosting"][0] > 0.5
+    assert "smooth" in trial.refused
+
+
+@pytest.mark.parametrize(
+    ("methods", "options", "words"),
+    [
+        (["elf"], {}, "No paper is called 'elf': did you mean elr"),
+        (["deepfool"], {}, "deepfool has no treatment to try .*probe.*elr"),
+        (["elr:other"], {}, "elr has no treatment 'other': it has elr"),
+        ([], {}, "No method was named"),
+        (["elr"], {"seeds": 0}, "0 seeds"),
+        (["elr"], {"device": "abacus"}, "no device 'abacus'"),
+        (["elr"], {"on": "nowhere.csv"}, "There is no nowhere.csv"),
+    ],
+)
+def test_wrong_options_get_one_sentence(data: Dataset, methods: list[str], options: dict[str, Any], words: str) -> None:
+    with pytest.raises(AssayError, match=words) as caught:
+        try_(methods, **{"on": data, **options})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1h30m", 5400), ("45", 45), ("0.5", 0.5)])
+def test_durations(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "soon", "10 parsecs", "m", "-5m"])
+def test_no_durations(text: str) -> None:
+    with pytest.raises(AssayError, match="is no time"):
+        duration(text)
+
+
+def test_command_prints_json_and_tables(known: None, tmp_path: Path, home: Path) -> None:
+    app = typer.Typer()
+    app.command()(try_methods)
+    arguments = ["smooth", "broken", "--on", str(_csv(tmp_path)), "--seeds", "2", "--budget", "5m"]
+    machine = CliRunner().invoke(app, [*arguments, "--json"])
+    assert machine.exit_code == 0, machine.output
+    found = json.loads(machine.stdout)
+    assert found["verdicts"]["smooth"]["seeds"] == 2
+    assert found["refused"] == {"broken": "this loss is for pictures"}
+    person = CliRunner().invoke(app, arguments)
+    assert person.exit_code == 0, person.output
+    wrong = CliRunner().invoke(app, ["smooth", "--on", "nowhere.csv"])
+    assert isinstance(wrong.exception, AssayError)
+
+
+def test_table_shows_every_arm(known: None, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rich.console import Console
+
+    from assay import show
+
+    out = Console(record=True, width=120, file=io.StringIO())
+    monkeypatch.setattr(show, "console", lambda: out)
+    print_trial(try_(["smooth", "broken"], on=data, seeds=2))
+    text = out.export_text()
+    for words in ("own.csv: 200 rows", "baseline", "smooth above baseline", "gradient boosting", "does not fit broken"):
+        assert words in text
