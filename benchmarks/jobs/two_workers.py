@@ -12,7 +12,7 @@ from typing import Any
 
 JOB = "assay run, 10 units: 2 workers against 1"
 WANTED = 1.7
-CLAIM = "elr:resists_wrong_labels"
+CLAIM = "deepfool:smaller_than_fgsm"
 
 
 def _run(workers: int) -> float:

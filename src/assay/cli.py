@@ -14,6 +14,7 @@ import typer
 
 from assay.atlas.commands import atlas_app
 from assay.errors import AssayError
+from assay.own.commands import try_methods
 
 if TYPE_CHECKING:
     from assay.lab.results import Result
@@ -133,6 +134,9 @@ def run(
         raise typer.Exit(1)
     if counts.get("refused"):
         raise typer.Exit(2)
+
+
+app.command("try")(try_methods)
 
 
 @app.command()

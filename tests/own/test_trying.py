@@ -141,6 +141,12 @@ def test_what_does_not_fit_says_why_and_the_others_go_on(known: None, data: Data
     assert "explodes" not in trial.arms
 
 
+def test_equal_differences_are_said(known: None, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trying, "_score", lambda predicted, labels, task: 0.75)
+    trial = try_(["smooth"], on=data, seeds=3)
+    assert any("with caution" in note for note in trial.notes)
+
+
 def test_nothing_fits(known: None, data: Dataset) -> None:
     with pytest.raises(AssayError, match=r"None of the methods fits own\.csv .*for pictures"):
         try_(["broken"], on=data)

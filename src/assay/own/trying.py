@@ -160,6 +160,11 @@ def try_(
         if method in trial.arms:
             both = {seed: {BASELINE: trial.arms[BASELINE][seed], method: score} for seed, score in trial.arms[method].items()}
             trial.verdicts[method] = judge((Higher(method, than=BASELINE),), both)
+            if trial.verdicts[method].tests[0].method == "exact":
+                trial.notes.append(
+                    f"{method} differs from the baseline by the same for all {len(both)} seeds, which a small test does by "
+                    "chance: take the verdict with caution, or test on more examples"
+                )
     return trial
 
 
