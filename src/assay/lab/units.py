@@ -16,6 +16,9 @@ from assay.lab.ledger import Ledger, Row
 from assay.lab.machine import commit, machine, peak_bytes, versions
 from assay.paper import Claim, Curve, Score
 
+#: Seconds that a unit may take at full scale, whatever its claim says of smaller ones.
+FULL_LIMIT = 7 * 86400.0
+
 
 @dataclass(frozen=True)
 class Unit:
@@ -52,7 +55,8 @@ def plan(chosen: list[tuple[Paper, Claim]], seeds: int, scale: str, device: str,
         missing = [seed for seed in range(seeds) if seed not in done]
         for start in range(0, len(missing), claim.block):
             block = tuple(missing[start : start + claim.block])
-            units.append(Unit(paper.key, claim.name, block, scale, device, code, claim.time_limit))
+            limit = max(claim.time_limit, FULL_LIMIT) if scale == "full" else claim.time_limit
+            units.append(Unit(paper.key, claim.name, block, scale, device, code, limit))
     # Seeds first, so that after a while there is something to see of every claim.
     return sorted(units, key=lambda unit: unit.seeds[0])
 

@@ -305,3 +305,31 @@ def test_claims_measure_what_they_expect(claim: Claim, tmp_path: Path, monkeypat
     assert {expected.arm, getattr(expected, "than", expected.arm), getattr(expected, "to", expected.arm)} <= measured.keys()
     for value in measured.values():
         assert 0 <= (value.number if isinstance(value, Curve) else value) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_loss_of_half_precision_logits_is_that_of_the_same_numbers_in_float32(dtype):
+    logits = (20 * torch.randn(4096, 50, generator=torch.Generator().manual_seed(0))).to(dtype)
+    labels = torch.arange(4096) % 50
+    loss = sparsemax_loss(logits, labels, reduction="sum")
+    torch.testing.assert_close(loss, sparsemax_loss(logits.float(), labels, reduction="sum"))
+    assert (sparsemax_loss(logits, labels, reduction="none") >= -1e-4).all()
+
+
+def test_targets_of_another_shape_are_refused():
+    for target in (torch.zeros(3, 1, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)):
+        with pytest.raises(ValueError, match="target has the shape"):
+            sparsemax_loss(torch.zeros(3, 4), target)
+
+
+def test_masked_classes_have_no_part_in_the_loss():
+    logits = torch.tensor([[1.0, -torch.inf, 0.5]], requires_grad=True)
+    loss = sparsemax_loss(logits, torch.tensor([0]))
+    loss.backward()
+    torch.testing.assert_close(loss, sparsemax_loss(torch.tensor([[1.0, 0.5]]), torch.tensor([0])))
+    assert logits.grad.isfinite().all()
+
+
+def test_forward_derivative_along_any_dimension():
+    scores = torch.randn(3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: sparsemax(z, 1), scores, check_forward_ad=True)

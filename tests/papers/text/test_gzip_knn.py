@@ -282,3 +282,11 @@ def test_claims_measure_what_they_expect(claim: Claim, tmp_path: Path, monkeypat
         assert {expected.arm, expected.than} <= measured.keys()
     for value in measured.values():
         assert 0 <= (value.number if isinstance(value, Curve) else value) <= 1
+
+
+def test_generators_of_texts_and_compressors_of_ones_own():
+    texts, labels = ["aaaa bbbb", "cccc dddd", "aaaa cccc", "bbbb dddd"], [0, 1, 0, 1]
+    plain = GzipKNN(k=1).fit(texts, labels).predict(texts)
+    assert GzipKNN(k=1).fit((t for t in texts), labels).predict(t for t in texts).tolist() == plain.tolist()
+    own = GzipKNN(k=1, compressor=lambda data: gzip_length(data), n_jobs=2).fit(texts, labels)
+    assert own.predict(texts).tolist() == plain.tolist()

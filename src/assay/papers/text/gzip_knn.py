@@ -168,7 +168,9 @@ class GzipKNN(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         texts = _encode(X)
         jobs = min(effective_n_jobs(self.n_jobs), max(len(texts), 1))
         # Every jobs-th text: neighbours in a file are often alike in size, and so the parts take equally long.
-        parts = Parallel(jobs, backend=_BACKEND)(delayed(self._nearest)(texts[start::jobs]) for start in range(jobs))
+        # A function of the user's own may be one that cannot be sent to another process.
+        backend = "threading" if callable(self.compressor) else _BACKEND
+        parts = Parallel(jobs, backend=backend)(delayed(self._nearest)(texts[start::jobs]) for start in range(jobs))
         distances = np.empty((len(texts), self.k))
         positions = np.empty((len(texts), self.k), dtype=np.int64)
         for start, (near, where) in enumerate(parts):
@@ -238,7 +240,10 @@ def _winners(votes: NDArray[np.int64], classes: int) -> NDArray[np.bool_]:
 
 
 def _encode(texts: Sequence[str]) -> list[bytes]:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    if isinstance(texts, str):
+        raise ValueError("texts must be a sequence of strings, not one string")
+    texts = list(texts)
+    if not all(isinstance(text, str) for text in texts):
         raise ValueError("texts must be a sequence of strings")
     return [text.encode("utf-8") for text in texts]
 
