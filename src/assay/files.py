@@ -32,6 +32,7 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise _disk_error(path, error) from error
     os.close(handle)
     temporary = Path(name)
+    temporary.chmod(0o666 & ~_umask())  # temporary files are private; what stands here is like any other file
     try:
         write(temporary)
         with temporary.open("rb") as file:
@@ -46,6 +47,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
 
 
 def _disk_error(path: Path, error: Exception) -> AssayError:
