@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
-import lenet_training as base
-import torch
+import _training
 
 from assay.data import load
 from assay.nn import lenet
 
 JOB = "training in bfloat16: LeNet, MNIST 5k, 2 epochs, batch 128"
 WANTED = {"bare_loop": 2.2}
-bare_loop = base.bare_loop
-agree = base.agree
+agree = _training.agree
 
 
-def ours() -> Callable[[], object]:
-    from assay.recipe import Recipe
-    from assay.train.loop import fit
+def ours() -> Callable[[], float]:
+    return _training.assay(load("mnist5k"), lenet, precision="bfloat16")
 
-    recipe = Recipe(
-        load("mnist5k"),
-        model=lenet,
-        optimizer=partial(torch.optim.SGD, lr=base.LR, momentum=0.9),
-        epochs=base.EPOCHS,
-        batch_size=base.BATCH,
-        precision="bfloat16",
-        watch=(),
-    )
-    return lambda: float(fit(recipe, 0).accuracy())
+
+def bare_loop() -> Callable[[], float]:
+    return _training.by_hand(load("mnist5k"), lenet)
