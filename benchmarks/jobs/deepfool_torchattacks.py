@@ -14,6 +14,7 @@ from torch import Tensor
 
 JOB = "DeepFool (L2, all classes, clipped to [0, 1]), LeNet, 50 MNIST digits"
 WANTED = {"torchattacks": 10.0}
+ROUNDS = 3
 
 
 def ours() -> Callable[[], Tensor]:
