@@ -92,6 +92,7 @@ def compare(name: str, rounds: int, scratch: Path) -> list[dict[str, Any]]:
     """Rows for one job: ours against each of its peers."""
     import torch
 
+    torch.set_num_threads(1)  # what `agree` computes again is then what the sides computed
     job = load(name)
     if hasattr(job, "rows"):  # a job that measures whole commands itself
         return [_dated(row) for row in job.rows(rounds)]

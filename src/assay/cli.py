@@ -148,14 +148,12 @@ def verdicts(
     from assay import catalogue, show
 
     known = catalogue.papers()
-    topics = {paper.topic for paper in known.values()}
-    keys = [
-        key
-        for want in what or list(topics)
-        for key in ([p.key for p in known.values() if p.topic == want] if want in topics else [want])
-    ]
-    chosen = [catalogue.find(key) for key in dict.fromkeys(keys)]
-    rows = show.verdict_rows(chosen)
+    chosen = {}
+    for want in what or list(known):
+        of_topic = [paper for paper in known.values() if paper.topic == want]
+        for paper in of_topic or [catalogue.find(want)]:
+            chosen[paper.key] = paper
+    rows = show.verdict_rows(chosen.values())
     if as_json:
         _print_json(rows)
     else:

@@ -16,6 +16,7 @@ import dataclasses
 import enum
 import functools
 import hashlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
@@ -283,8 +284,14 @@ def _origin(module: str) -> tuple[str, bool] | None:
     if module == "__main__":
         file = getattr(sys.modules["__main__"], "__file__", None)
         return (file, False) if file else None
+    root, *rest = module.split(".")
     try:
-        spec = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(root)
+        # Looked up folder by folder: Python's own search would import every package on the way.
+        for name in rest:
+            if spec is None or spec.submodule_search_locations is None:
+                return None
+            spec = importlib.machinery.PathFinder.find_spec(name, list(spec.submodule_search_locations))
     except (ImportError, ValueError, AttributeError):
         return None
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -260,17 +259,22 @@ def verdict_rows(papers: Iterable[catalogue.Paper]) -> list[dict[str, Any]]:
 
 
 def print_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
-    """A line a claim."""
-    table = _table("claim", "verdict", "effect and interval", "seeds", "q", "date", right=("seeds", "q"))
-    for row in rows:
-        name = f"{row['paper']}:{row['claim']}"
+    """A line a claim, under its paper; of several expectations the one that decides."""
+    table = _table("claim", "verdict", "effect", "95 % interval", "q", right=("effect", "q"))
+    for column, width in zip(table.columns, (18, 12, 9, 21, 6), strict=True):
+        column.no_wrap, column.min_width, column.overflow = True, width, "ellipsis"
+    table.columns[0].max_width = max(16, console().width - 64)
+    for number, row in enumerate(rows):
+        if not number or rows[number - 1]["paper"] != row["paper"]:
+            table.add_row(f"[bold]{row['paper']}[/] [dim]{row['topic']}[/]")
         if "tests" not in row:
-            table.add_row(name, f"[dim]{row['verdict']}[/]", "", "", "", "")
+            table.add_row(f"  {row['claim']}", f"[dim]{row['verdict']}[/]")
             continue
-        tests = "\n".join(f"{test['effect']:+.4g} [{test['low']:+.4g}, {test['high']:+.4g}]" for test in row["tests"])
+        test = next(test for test in row["tests"] if test["verdict"] == row["verdict"] or test is row["tests"][-1])
         mark = _colour(row["verdict"]) + (" " + _colour("stale") if row["stale"] else "")
-        q = f"{row['q']:.2g}" if row["verdict"] == "holds" else ""
-        table.add_row(name, mark, tests, str(row["seeds"]), q, row["date"])
+        interval = f"{test['low']:+.3g} to {test['high']:+.3g}"
+        q = f"{row['q']:.1g}" if row["verdict"] == "holds" else ""
+        table.add_row(f"  {row['claim']}", mark, f"{test['effect']:+.3g}", interval, q)
     console().print(table)
     held = [row for row in rows if row["verdict"] == "holds"]
     doubtful = [row for row in held if row["q"] > 0.05]
@@ -278,7 +282,7 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
     text += f"{sum(r['verdict'] == 'inconclusive' for r in rows)} inconclusive, {sum(bool(r.get('stale')) for r in rows)} stale."
     text += " q is the p-value corrected for the number of claims (Benjamini-Hochberg)"
     text += f"; {len(doubtful)} of those that hold have q above 0.05." if doubtful else "; all that hold have q of at most 0.05."
-    console().print(textwrap.fill(text, 100), highlight=False)
+    console().print(text, highlight=False)
 
 
 # ------------------------------------------------------------------------------------------------ housekeeping
