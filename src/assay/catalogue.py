@@ -179,8 +179,13 @@ def _text(node: ast.expr, constants: dict[str, ast.expr]) -> str:
 def claims(paper: Paper) -> dict[str, Claim]:
     """The claims of a paper by name, ready to run: this imports the paper."""
     module = importlib.import_module(paper.module)
-    found = {value.name: value for value in vars(module).values() if isinstance(value, Claim)}
-    return {text.name: found[text.name] for text in claim_texts(paper) if text.name in found}
+    mine = [value for value in vars(module).values() if isinstance(value, Claim) and value.measure.__module__ == paper.module]
+    return {claim.name: claim for claim in mine}  # a module keeps its definitions in their order
+
+
+def named(want: str) -> list[Paper]:
+    """The papers of a topic, or the one of this key."""
+    return [paper for paper in papers().values() if paper.topic == want] or [find(want)]
 
 
 def select(wanted: list[str], everything: bool = False) -> list[tuple[Paper, Claim]]:
@@ -190,11 +195,9 @@ def select(wanted: list[str], everything: bool = False) -> list[tuple[Paper, Cla
         AssayError: a name is not known; the message names the nearest.
     """
     chosen: dict[tuple[str, str], tuple[Paper, Claim]] = {}
-    topics = {paper.topic for paper in papers().values()}
     for want in list(papers()) if everything else wanted:
         key, _, name = want.partition(":")
-        keys = [paper.key for paper in papers().values() if paper.topic == key] if key in topics and not name else [key]
-        for paper in map(find, keys):
+        for paper in [find(key)] if name else named(key):
             there = claims(paper)
             if name and name not in there:
                 near = difflib.get_close_matches(name, there, n=3, cutoff=0.3)

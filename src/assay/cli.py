@@ -147,12 +147,7 @@ def verdicts(
     """Show the recorded verdicts, corrected for the number of claims, and which evidence is stale."""
     from assay import catalogue, show
 
-    known = catalogue.papers()
-    chosen = {}
-    for want in what or list(known):
-        of_topic = [paper for paper in known.values() if paper.topic == want]
-        for paper in of_topic or [catalogue.find(want)]:
-            chosen[paper.key] = paper
+    chosen = {paper.key: paper for want in what or catalogue.papers() for paper in catalogue.named(want)}
     rows = show.verdict_rows(chosen.values())
     if as_json:
         _print_json(rows)

@@ -183,11 +183,6 @@ class Claim:
     def __call__(self, lab: Lab) -> Any:
         return self.measure(lab)
 
-    @property
-    def key(self) -> str:
-        """The paper's key: the name of the module that the claim stands in."""
-        return self.measure.__module__.rsplit(".", 1)[-1]
-
 
 def claim(
     statement: str,

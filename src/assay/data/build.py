@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from filelock import FileLock
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from assay.data.dataset import Dataset, Inputs, Split, stratified, tensor_bytes
 from assay.data.registry import Entry
+from assay.errors import AssayError
+from assay.files import load_tensors, save_tensors
 from assay.paths import data_dir
 
 SPLIT_SEED = 20240  # of every fixed split that is our own; never changed, because fingerprints and evidence depend on it
@@ -67,17 +66,12 @@ def parsed(kind: str, key: str, parse: Callable[[], Mapping[str, Tensor]]) -> di
     place = data_dir() / "parsed" / f"{kind}-{hashlib.sha256(key.encode()).hexdigest()[:24]}.safetensors"
     try:
         return _read(place)
-    except (OSError, SafetensorError, ValueError):
+    except AssayError:
         pass  # not there yet, or spoilt: it can always be made again
     tensors = {label: tensor.contiguous() for label, tensor in parse().items()}
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{place}.lock"):
-            fresh = place.with_suffix(".new")
-            save_file(tensors, fresh, metadata={"digests": json.dumps({k: _digest(t) for k, t in tensors.items()})})
-            fresh.replace(place)
-    except OSError:
-        pass  # a full or read-only disk costs the next load its speed, nothing else
+    # A full or read-only disk costs the next load its speed, nothing else.
+    with suppress(AssayError):
+        save_tensors(place, tensors, {"digests": {label: _digest(tensor) for label, tensor in tensors.items()}})
     return tensors
 
 
@@ -87,11 +81,9 @@ def package_version(package: str) -> str:
 
 
 def _read(place: Path) -> dict[str, Tensor]:
-    with safe_open(place, framework="pt") as stored:
-        digests = json.loads(stored.metadata()["digests"])
-        tensors = {label: stored.get_tensor(label) for label in stored.keys()}  # noqa: SIM118 (it is no mapping)
-    if {label: _digest(tensor) for label, tensor in tensors.items()} != digests:
-        raise ValueError(f"{place} was changed")
+    tensors, facts = load_tensors(place)
+    if {label: _digest(tensor) for label, tensor in tensors.items()} != facts.get("digests"):
+        raise AssayError(f"{place} was changed: remove it, it will be made again.")
     return tensors
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from assay.errors import AssayError
 from assay.lab.machine import commit, machine, versions
-from assay.paths import data_dir, ledger_url, trained_dir
+from assay.paths import data_dir, folder, ledger_url, trained_dir
 
 Finding = dict[str, Any]
 
@@ -64,16 +64,9 @@ def _ledger() -> tuple[str, str]:
 def _cache() -> tuple[str, str]:
     from assay.lab.cache import entries
 
-    for folder in (data_dir(), trained_dir()):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            return (
-                "broken",
-                f"{folder} cannot be made ({error.strerror}): set ASSAY_HOME to a folder that can be written",
-            )
-        if not os.access(folder, os.W_OK):
-            return "broken", f"{folder} cannot be written: set ASSAY_HOME to a folder that can"
+    for place in (folder(data_dir()), folder(trained_dir())):
+        if not os.access(place, os.W_OK):
+            return "broken", f"{place} cannot be written: set ASSAY_HOME to a folder that can"
     kept = entries()
     free = shutil.disk_usage(trained_dir()).free / 1e9
     return (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DatabaseError, IntegrityError
 
 from assay.errors import AssayError
+from assay.lab.machine import now
 from assay.paths import folder, ledger_url
 
 _metadata = sa.MetaData()
@@ -50,10 +50,6 @@ _units = sa.Table(
         postgresql_where=sa.text("status = 'done'"),
     ),
 )
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,7 @@ class Row:
     machine: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str = ""
-    finished: str = field(default_factory=_now)
+    finished: str = field(default_factory=now)
 
 
 class Ledger:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from assay.data import Dataset
 from assay.errors import AssayError
 from assay.files import load_tensors, save_tensors
 from assay.fingerprint import PROTOCOL, fingerprint
+from assay.lab.machine import now
 from assay.paths import folder, trained_dir
 from assay.recipe import Recipe
 from assay.train.loop import Report, Trained, fit
@@ -52,7 +52,7 @@ def train(recipe: Recipe, seed: int, device: torch.device, report: Report | None
             "kind": "training",
             "what": f"{_name(recipe.model)} on {recipe.data.name}, {recipe.epochs} epochs",
             "seed": seed,
-            "made": _now(),
+            "made": now(),
             "history": trained.history,
             "seconds": trained.seconds,
             "parameters": trained.parameters,
@@ -108,7 +108,7 @@ def remember(function: Callable[..., dict[str, Tensor]], progress: Report | None
             raise AssayError(f"{_name(function)} returned {wrong[0]!r}, which is no tensor: lab.remember keeps tensors only.")
         result = {**result, "seconds": torch.tensor(seconds, dtype=torch.float64)}
         given = ", ".join(f"{k}={_short(v)}" for k, v in arguments.items())
-        save_tensors(path, result, {"kind": "work", "what": f"{_name(function)}({given})", "made": _now(), "seconds": seconds})
+        save_tensors(path, result, {"kind": "work", "what": f"{_name(function)}({given})", "made": now(), "seconds": seconds})
     return result
 
 
@@ -126,7 +126,3 @@ def _short(value: object) -> str:
         return value.name
     text = repr(value)
     return text if len(text) <= 24 else f"<{type(value).__name__}>"
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -79,19 +79,18 @@ def measure(unit: Unit, report: Any = None) -> list[Row]:
         share = (time.perf_counter() - began) / len(unit.seeds)
         return [_row(unit, seed, seconds=share, **_numbers(unit, by_seed[seed])) for seed in unit.seeds]
     except AssayError as error:
-        share = (time.perf_counter() - began) / len(unit.seeds)
-        return [_row(unit, seed, seconds=share, status="refused", error=str(error)) for seed in unit.seeds]
+        return failed(unit, "refused", str(error), time.perf_counter() - began)
     except Exception:
-        share = (time.perf_counter() - began) / len(unit.seeds)
-        return [_row(unit, seed, seconds=share, status="crashed", error=traceback.format_exc()) for seed in unit.seeds]
+        return failed(unit, "crashed", traceback.format_exc(), time.perf_counter() - began)
     finally:
         if lab is not None:
             lab.close()
 
 
 def failed(unit: Unit, status: str, error: str, seconds: float) -> list[Row]:
-    """Rows for a unit whose worker could not write them itself."""
-    return [_row(unit, seed, seconds=seconds, status=status, error=error) for seed in unit.seeds]
+    """Rows for a unit that measured nothing, ``seconds`` after it began."""
+    share = seconds / len(unit.seeds)
+    return [_row(unit, seed, seconds=share, status=status, error=error) for seed in unit.seeds]
 
 
 def _row(unit: Unit, seed: int, **found: Any) -> Row:
