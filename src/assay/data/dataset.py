@@ -286,14 +286,9 @@ class Dataset:
     def normalise(self) -> Dataset:
         """Mean 0 and standard deviation 1 per channel or column; both are measured on ``train`` alone."""
         inputs = self._numbers("normalise")
-        dims = [0, *range(2, inputs.dim())]
         shape = [1, -1] + [1] * (inputs.dim() - 2)
-        wide = inputs.double()
-        mean = wide.mean(dim=dims).view(shape)
-        std = wide.std(dim=dims, correction=0).view(shape)
-        # A constant column carries nothing: centre it and leave its scale alone instead of dividing by zero.
-        std = torch.where(std > 1e-12, std, torch.ones_like(std))
-        return self._map("normalise()", mean, std)
+        mean, std = channel_scale(inputs)
+        return self._map("normalise()", mean.view(shape), std.view(shape))
 
     def rescale(self, low: float, high: float) -> Dataset:
         """One straight line for all inputs: the smallest training value becomes ``low``, the largest ``high``."""
@@ -334,6 +329,15 @@ class Dataset:
                 f"{what} is for images (N, C, H, W), and {self.name!r} has inputs {tuple(inputs.shape)}; leave it out."
             )
         return inputs
+
+
+def channel_scale(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every channel or column: (N, C, ...) -> (C,), (C,) float64."""
+    dims = [0, *range(2, inputs.dim())]
+    wide = inputs.double()
+    std = wide.std(dim=dims, correction=0)
+    # A constant column carries nothing: centre it and leave its scale alone instead of dividing by zero.
+    return wide.mean(dim=dims), torch.where(std > 1e-12, std, torch.ones_like(std))
 
 
 def stratified(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:

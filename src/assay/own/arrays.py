@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from assay.errors import AssayError
 from assay.own.material import Material
+from assay.own.preparing import Inputs
 from assay.own.tables import as_groups, as_times, cleaned
 
 
@@ -47,11 +47,12 @@ def read_npz(path: Path, group: str | None, time: str | None) -> Material:
     if y.ndim != 1 or x.ndim < 1 or len(x) != len(y):
         raise AssayError(f"{path}: x is {x.shape} and y is {y.shape}; give one label to each input.")
     notes: list[str] = []
+    form: dict[str, Any] = {}
     extra = {name: arrays.get(name.lower()) for name in (group, time) if name}
     for name, array in extra.items():
         if array is None or array.shape != y.shape:
             raise AssayError(f"{path} has no array {name!r} with one entry for each input: it holds {', '.join(arrays)}.")
-    inputs, what = _inputs(path, x, notes)
+    inputs, what = _inputs(path, x, notes, form)
     return Material(
         name=path.name,
         what=what,
@@ -61,10 +62,11 @@ def read_npz(path: Path, group: str | None, time: str | None) -> Material:
         group=as_groups(pd.Series(extra[group])) if group else None,
         time=as_times(path, pd.Series(extra[time], name=time)) if time else None,
         notes=notes,
+        form=form,
     )
 
 
-def _inputs(path: Path, x: NDArray[Any], notes: list[str]) -> tuple[Tensor | tuple[str, ...] | pd.DataFrame, str]:
+def _inputs(path: Path, x: NDArray[Any], notes: list[str], form: dict[str, Any]) -> tuple[Inputs, str]:
     if x.ndim == 1 and x.dtype.kind == "U":
         return tuple(x.tolist()), "texts"
     if x.dtype.kind not in "biuf" or x.ndim not in (2, 3, 4):
@@ -90,5 +92,6 @@ def _inputs(path: Path, x: NDArray[Any], notes: list[str]) -> tuple[Tensor | tup
     if low < 0 or high > 1:
         base, scale = (0.0, 255.0) if low >= 0 and high <= 255 else (low, high - low)
         values = (values - base) / scale
+        form["pixels"] = [base, scale]
         notes.append(f"pixels brought from [{low:g}, {high:g}] into [0, 1]")
     return values, f"images of {values.shape[2]}x{values.shape[3]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from torch import Tensor
 from assay.data import Dataset, Split
 from assay.data.dataset import stratified
 from assay.errors import AssayError
+from assay.own.preparing import Columns, Inputs, Line, Preparation, fit
 
 #: Whole numbers with at most so many distinct values are classes; others are quantities.
 MOST_NUMBERED_CLASSES = 20
@@ -37,16 +39,19 @@ class Material:
         group: examples of one group stay in one split.
         time: numbers by which the examples are split: the test is the latest part.
         notes: what was repaired on the way.
+        form: what one must know to read further examples alike and the inputs do not tell; see
+            :func:`assay.own.preparing.form_of`.
     """
 
     name: str
     what: str
-    inputs: Tensor | tuple[str, ...] | pd.DataFrame
+    inputs: Inputs
     target: pd.Series
     parts: NDArray[np.str_] | None = None
     group: NDArray[np.str_] | None = None
     time: NDArray[np.float64] | None = None
     notes: list[str] = field(default_factory=list)
+    form: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.group is not None and self.time is not None:
@@ -55,8 +60,8 @@ class Material:
             raise AssayError(f"{self.name} is already split into training and test: leave group and time out.")
 
 
-def build(material: Material, seed: int) -> Dataset:
-    """Split, preprocess with what the training part alone tells, and say what was understood (in ``source``).
+def build(material: Material, seed: int) -> tuple[Dataset, Preparation]:
+    """Split, prepare with what the training part alone tells, and say what was understood (in ``source``).
 
     Args:
         material: what was read.
@@ -74,8 +79,8 @@ def build(material: Material, seed: int) -> Dataset:
     _say_repeats(material, places, notes)
     if task == "classification":
         _say_absent(classes, labels, places, notes)
-    inputs, features = _prepared(material.inputs, places["train"])
-    whole = Split(inputs, labels)
+    preparation = fit(material.inputs, places["train"], material.form)
+    whole = Split(preparation(material.inputs), labels)
     splits = {part: whole.take(torch.from_numpy(positions)) for part, positions in places.items()}
     sizes = ", ".join(f"{part} {len(split)}" for part, split in splits.items())
     shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
@@ -89,10 +94,11 @@ def build(material: Material, seed: int) -> Dataset:
         test=splits["test"],
         classes=classes,
         licence="your own",
+        history=tuple("normalise()" for step in preparation.steps if isinstance(step, Line)),
         source="; ".join([line, *notes]) + ".",
-        features=features,
+        features=next((step.features for step in preparation.steps if isinstance(step, Columns)), ()),
     )
-    return data.normalise() if len(data.input_shape) == 2 else data
+    return data, preparation
 
 
 # ---------------------------------------------------------------------------------------------------- labels
@@ -233,7 +239,7 @@ def _say_repeats(material: Material, places: dict[str, Positions], notes: list[s
         notes.append(f"{seen.sum()} of {len(seen)} test examples also occur in training, so the test is easier than it looks")
 
 
-def _marks(inputs: Tensor | tuple[str, ...] | pd.DataFrame) -> NDArray[np.int64]:
+def _marks(inputs: Inputs) -> NDArray[np.int64]:
     """A number for each example, the same where the content is the same."""
     if isinstance(inputs, pd.DataFrame):
         marks: NDArray[np.int64] = pd.util.hash_pandas_object(inputs, index=False).to_numpy().view(np.int64)
@@ -245,29 +251,3 @@ def _marks(inputs: Tensor | tuple[str, ...] | pd.DataFrame) -> NDArray[np.int64]
     # Whole numbers wrap around, so that the sum is exact whatever the order; a sum of floats would depend on it.
     weights = torch.randint(-(2**62), 2**62, (flat.shape[1],), generator=torch.Generator().manual_seed(0))
     return torch.cat([(rows.long() * weights).sum(dim=1) for rows in flat.split(1024)]).numpy()
-
-
-# ---------------------------------------------------------------------------------------------------- preprocessing
-
-
-def _prepared(
-    inputs: Tensor | tuple[str, ...] | pd.DataFrame, train: Positions
-) -> tuple[Tensor | tuple[str, ...], tuple[str, ...]]:
-    """Inputs that a network understands; tables: gaps filled with the median, scaled, one column a category."""
-    if not isinstance(inputs, pd.DataFrame):
-        return inputs, ()
-    from sklearn.compose import make_column_transformer
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import OneHotEncoder, StandardScaler
-
-    numeric = [name for name in inputs if pd.api.types.is_numeric_dtype(inputs[name])]
-    words = [name for name in inputs if name not in numeric]
-    prepare = make_column_transformer(
-        (make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler()), numeric),
-        (OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=50, sparse_output=False), words),
-        verbose_feature_names_out=False,
-    )
-    prepare.fit(inputs.iloc[train])
-    values = np.asarray(prepare.transform(inputs), dtype=np.float32)
-    return torch.from_numpy(np.ascontiguousarray(values)), tuple(prepare.get_feature_names_out())

@@ -8,6 +8,7 @@ from pathlib import Path
 from assay.data import Dataset
 from assay.errors import AssayError
 from assay.own.material import Material, build
+from assay.own.preparing import Preparation
 
 _KINDS = "an image folder, .csv, .tsv, .parquet, .npz or .ts"
 
@@ -40,6 +41,18 @@ def read(
     Raises:
         AssayError: one sentence that names the file, the place and the mend.
     """
+    return understand(path, target, text, group, time, seed)[0]
+
+
+def understand(
+    path: str | Path,
+    target: str | None = None,
+    text: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    seed: int = 0,
+) -> tuple[Dataset, Preparation]:
+    """What :func:`read` returns, with how its examples were prepared, so that further ones can be made alike."""
     return build(gather(Path(path), target, text, group, time), seed)
 
 

@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -67,6 +68,11 @@ def read_table(path: Path, target: str | None, text: str | None, group: str | No
     if series:
         values = inputs.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan).to_numpy(np.float64)
         tensor, what = filled(path, values[:, None, :]), f"series of {inputs.shape[1]} steps"
+    form: dict[str, Any] = {"target": target}
+    if text is not None:
+        form["column"] = text
+    elif series:
+        form["columns"] = list(inputs)
     return Material(
         name=path.name,
         what=what,
@@ -75,6 +81,7 @@ def read_table(path: Path, target: str | None, text: str | None, group: str | No
         group=as_groups(frame[group]) if group else None,
         time=as_times(path, frame[time]) if time else None,
         notes=notes,
+        form=form,
     )
 
 
