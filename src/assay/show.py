@@ -150,8 +150,11 @@ def _number(value: float | None) -> str:
 
 
 def _test_text(test: Mapping[str, Any]) -> str:
+    effect = f"{test['expectation']}: effect {test['effect']:+.4g}"
+    if test["low"] is None or test["high"] is None:  # one seed tells nothing about the spread
+        return f"{effect}, no interval from one seed"
     interval = f"[{test['low']:+.4g}, {test['high']:+.4g}] ({100 * test['level']:.0f} %)"
-    return f"{test['expectation']}: effect {test['effect']:+.4g} {interval}, p = {test['p']:.2g}"
+    return f"{effect} {interval}, p = {test['p']:.2g}"
 
 
 def print_results(results: Sequence[Result]) -> None:
@@ -162,7 +165,8 @@ def print_results(results: Sequence[Result]) -> None:
         return
     for found in results:
         claim = found.claim
-        out.print(f"\n[bold]{found.paper.key}:{claim.name}[/]  {_colour(found.verdict.verdict)}  [dim]{len(found.rows)} seeds[/]")
+        seeds = f"{len(found.rows)} seed" + "s" * (len(found.rows) != 1)
+        out.print(f"\n[bold]{found.paper.key}:{claim.name}[/]  {_colour(found.verdict.verdict)}  [dim]{seeds}[/]")
         out.print(Padding(escape(claim.statement), (0, 2)))
         reported = {arm: (value, said) for said in claim.reported for arm, value in said.values.items()}
         table = _table(
@@ -187,8 +191,8 @@ def print_results(results: Sequence[Result]) -> None:
         for said_once in claim.reported:
             out.print(Padding(f"[dim]paper: {escape(said_once.what)} ({escape(said_once.where)})[/]", (0, 2)))
         if found.unfinished:
-            seeds = ", ".join(f"{seed} ({why})" for seed, why in found.unfinished.items())
-            out.print(Padding(f"[red]without a measurement: seed {seeds}; with these open no claim holds[/]", (0, 2)))
+            open_seeds = ", ".join(f"{seed} ({why})" for seed, why in found.unfinished.items())
+            out.print(Padding(f"[red]without a measurement: seed {open_seeds}; with these open no claim holds[/]", (0, 2)))
         for test in found.verdict.as_dict()["tests"]:
             line = f"{_colour(test['verdict'])}  {escape(_test_text(test))}"
             if test.get("more_seeds"):
@@ -272,7 +276,7 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
             continue
         test = next(test for test in row["tests"] if test["verdict"] == row["verdict"] or test is row["tests"][-1])
         mark = _colour(row["verdict"]) + (" " + _colour("stale") if row["stale"] else "")
-        interval = f"{test['low']:+.3g} to {test['high']:+.3g}"
+        interval = "" if test["low"] is None or test["high"] is None else f"{test['low']:+.3g} to {test['high']:+.3g}"
         q = f"{row['q']:.1g}" if row["verdict"] == "holds" else ""
         table.add_row(f"  {row['claim']}", mark, f"{test['effect']:+.3g}", interval, q)
     console().print(table)

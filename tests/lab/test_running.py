@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -295,6 +296,8 @@ def test_ctrl_c_ends_cleanly(papers: dict[str, str], home: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell that runs the tests in the background lets them ignore Ctrl-C, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     wait_for(home / "hanging")
     os.killpg(process.pid, signal.SIGINT)
@@ -302,3 +305,16 @@ def test_ctrl_c_ends_cleanly(papers: dict[str, str], home: Path) -> None:
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert "what was finished is kept" in errors
+
+
+def test_one_seed_is_shown_without_an_interval(papers: dict[str, str], home: Path) -> None:
+    shown = subprocess.run(
+        [sys.executable, "-m", "assay", "run", "dummy:quick", "--seeds", "1", "--workers", "1"],
+        env=papers,
+        cwd="/",
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "1 seed\n" in shown.stdout
+    assert "no interval from one seed" in " ".join(shown.stdout.split())
