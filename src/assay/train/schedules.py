@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
 
 
 def cosine(optimizer: Optimizer, steps: int, final: float = 0.0) -> LRScheduler:
@@ -31,3 +31,8 @@ def linear(optimizer: Optimizer, steps: int, final: float = 0.0) -> LRScheduler:
 def steps_at(optimizer: Optimizer, steps: int, at: Sequence[float], gamma: float) -> LRScheduler:
     """Multiply the rate by ``gamma`` at each fraction ``at`` of the training: ``at=(0.3, 0.6, 0.8), gamma=0.2``."""
     return MultiStepLR(optimizer, milestones=[round(fraction * steps) for fraction in at], gamma=gamma)
+
+
+def inverse_sqrt(optimizer: Optimizer, steps: int) -> LRScheduler:
+    """The full rate divided by the square root of the step, counted from 1: what convergence proofs of online learning use."""
+    return LambdaLR(optimizer, lambda step: (1 + step) ** -0.5)
