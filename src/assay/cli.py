@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -202,6 +203,29 @@ def data_fetch(names: Annotated[list[str], typer.Argument(help="Names of data se
         with console().status(f"fetching {name}"):
             fetch(name)
         print(f"{name} is here")
+
+
+@data_app.command("save")
+def data_save(
+    name: Annotated[str, typer.Argument(help="Name of a data set.")],
+    to: Annotated[Path, typer.Argument(help="Where to: a folder for images, else a file.")],
+    limit: Annotated[int | None, typer.Option(help="At most so many examples of each part.")] = None,
+    wrong_labels: Annotated[
+        float, typer.Option(help="Share of the training labels to make wrong, to see what finds them.")
+    ] = 0.0,
+) -> None:
+    """Write a data set the way people keep their own (image folder, CSV, .npz), to try things on and to see the layout.
+
+    The test examples go to a second place, called -new: data that nobody has trained on, for `assay predict`.
+    """
+    from assay.data import load
+    from assay.data.saving import save_as_own
+
+    data = load(name)
+    if wrong_labels:
+        data = data.flip_labels(wrong_labels, seed=0)
+    for place, count in save_as_own(data, to, limit).items():
+        print(f"{place}: {count} examples")
 
 
 app.add_typer(atlas_app, name="atlas")
