@@ -15,7 +15,7 @@ import typer
 
 from assay.atlas.commands import atlas_app
 from assay.errors import AssayError
-from assay.own.commands import try_methods
+from assay.own.commands import export_model, predict, try_methods
 
 if TYPE_CHECKING:
     from assay.lab.results import Result
@@ -138,6 +138,8 @@ def run(
 
 
 app.command("try")(try_methods)
+app.command("predict")(predict)
+app.command("export-model")(export_model)
 
 
 @app.command()

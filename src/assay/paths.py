@@ -1,8 +1,8 @@
-"""Where assay keeps things: downloaded data, trainings and the ledger.
+"""Where assay keeps things: downloaded data, trainings, saved runs and the ledger.
 
 ``ASSAY_HOME`` names one folder for all of it. Without it, data and trainings lie in the user's cache folder (they can
-be made again) and the ledger in the user's data folder (it cannot). ``ASSAY_LEDGER`` is a database URL, for those who
-share a ledger between machines.
+be made again); the ledger and saved runs in the user's data folder (they cannot). ``ASSAY_LEDGER`` is a database URL, for
+those who share a ledger between machines.
 
 The environment is read at every call, so that a test or a notebook can point assay elsewhere at any time.
 """
@@ -44,6 +44,11 @@ def data_dir() -> Path:
 def trained_dir() -> Path:
     """Folder of memoised trainings and other memoised work."""
     return (home() or user_cache_path("assay", appauthor=False)) / "trained"
+
+
+def runs_dir() -> Path:
+    """Folder of the networks that people keep."""
+    return (home() or user_data_path("assay", appauthor=False)) / "runs"
 
 
 def ledger_url() -> str:

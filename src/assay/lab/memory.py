@@ -37,6 +37,11 @@ def recipe_fingerprint(recipe: Recipe, seed: int, device: torch.device) -> str:
     return fingerprint("training", PROTOCOL, torch.__version__, device.type, seed, chosen)
 
 
+def known(recipe: Recipe, seed: int, device: torch.device) -> bool:
+    """Is this training in the cache?"""
+    return _path(recipe_fingerprint(recipe, seed, device)).exists()
+
+
 def train(recipe: Recipe, seed: int, device: torch.device, report: Report | None = None) -> Trained:
     """Train, or take the same training from the cache; two processes that want the same training do it once."""
     mark = recipe_fingerprint(recipe, seed, device)

@@ -14,16 +14,33 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from assay.own.baselines import baseline
     from assay.own.learner import Learner, LearnerRegressor
+    from assay.own.predicting import export_model, predict
     from assay.own.reading import read
+    from assay.own.saved import SavedRun, load_run
     from assay.own.trying import Trial, try_
 
-__all__ = ["Learner", "LearnerRegressor", "Trial", "baseline", "read", "try_"]
+__all__ = [
+    "Learner",
+    "LearnerRegressor",
+    "SavedRun",
+    "Trial",
+    "baseline",
+    "export_model",
+    "load_run",
+    "predict",
+    "read",
+    "try_",
+]
 
 _WHERE = {
     "Learner": "learner",
     "LearnerRegressor": "learner",
+    "SavedRun": "saved",
     "Trial": "trying",
     "baseline": "baselines",
+    "export_model": "predicting",
+    "load_run": "saved",
+    "predict": "predicting",
     "read": "reading",
     "try_": "trying",
 }

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import statistics
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,35 +15,49 @@ import typer
 from assay.errors import AssayError
 
 if TYPE_CHECKING:
-    from assay.own.trying import Trial
+    from rich.progress import Progress
+
+    from assay.own.trying import Report, Trial
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
+Run = Annotated[str, typer.Argument(help="A folder that `assay try` saved, or its name, e.g. `photos-1`.")]
+Trust = Annotated[
+    list[str] | None, typer.Option(help="Module of your own whose functions may be called to make the network again.")
+]
 
 
 def try_methods(
-    methods: Annotated[list[str], typer.Argument(help="Keys of papers; `a+b` puts both on at once.")],
-    on: Annotated[str, typer.Option(help="Your data: image folder, .csv, .tsv, .parquet, .npz, .ts; or a known data set.")],
+    methods: Annotated[list[str] | None, typer.Argument(help="Keys of papers; `a+b` puts both on at once.")] = None,
+    on: Annotated[str, typer.Option(help="Your data: image folder, .csv, .tsv, .parquet, .npz, .ts; or a known data set.")] = "",
     target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
     text: Annotated[str | None, typer.Option(help="Column that holds texts.")] = None,
     group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one split.")] = None,
     time: Annotated[str | None, typer.Option(help="Column to split by: the latest rows are the test.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every method of the catalogue that fits.")] = False,
     seeds: Annotated[int, typer.Option(help="Trainings of every arm.")] = 5,
     budget: Annotated[str | None, typer.Option(help="Time after which nothing more is trained, e.g. 90s, 10m, 2h.")] = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, mps.")] = "cpu",
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for best network and report; else one among your runs.")] = None,
+    save: Annotated[bool, typer.Option(help="Keep the best network, its preprocessing and a report.")] = True,
+    as_json: Json = False,
 ) -> None:
     """Try methods on your own data: the same network with and without them, and what one would use without networks.
 
-    Every arm has the same splits and seeds; the verdict is about the difference to the baseline.
+    Every arm has the same splits and seeds; the verdict is about the difference to the baseline on the test split. The network
+    with the best validation score is kept with its preprocessing: `assay predict RUN --on NEW` uses it.
+
+    Examples: `assay try elr --on photos/`, `assay try --all --on patients.csv --target outcome --budget 10m`.
     """
     seconds = None if budget is None else duration(budget)
+    if not on:
+        raise AssayError("Name your data with --on: an image folder, a table, an .npz; or a data set that `assay data` lists.")
 
-    from rich.console import Console
-    from rich.markup import escape
-
+    from assay.own.printing import print_trial
     from assay.own.trying import try_
 
-    with Console(stderr=True, quiet=as_json).status("reading") as status:
+    with _progress(as_json) as (progress, report):
         trial = try_(
-            methods,
+            methods or [],
             on=on,
             target=target,
             text=text,
@@ -49,12 +66,105 @@ def try_methods(
             seeds=seeds,
             budget=seconds,
             device=device,
-            report=lambda done, total, note: status.update(f"{done:.0f} of {total:.0f}: {escape(note)}"),
+            report=report,
+            everything=everything,
+            say=lambda line: progress.console.print(line, highlight=False, markup=False),
         )
+    given = {"--on": on, "--target": target, "--text": text, "--group": group, "--time": time, "--seeds": str(seeds)}
+    given |= {"--budget": budget, "--device": None if device == "cpu" else device}
+    words = ["assay", "try", *(methods or []), *(["--all"] if everything else [])]
+    command = shlex.join(words + [word for name, value in given.items() if value is not None for word in (name, value)])
+    saved = _keep(trial, out, on, command) if save else []
     if as_json:
-        print(json.dumps(trial.as_dict(), indent=2, ensure_ascii=False))
+        print(json.dumps({**trial.as_dict(), "command": command, "saved": saved[:1]}, indent=2, ensure_ascii=False))
     else:
-        print_trial(trial)
+        print_trial(trial, saved)
+
+
+def predict(
+    run: Run,
+    on: Annotated[str, typer.Option(help="New data of the same kind; a target column is not needed.")],
+    out: Annotated[Path | None, typer.Option(help="A .csv or .parquet file with a row for each example.")] = None,
+    trust: Trust = None,
+    as_json: Json = False,
+) -> None:
+    """Predict for new examples with a network that `assay try` saved.
+
+    They are read in pieces, whatever their number. Where the truth is there too (a target column, class folders), the
+    score is reported.
+
+    Examples: `assay predict photos-1 --on new/ --out predictions.csv`, `assay predict patients-2 --on june.csv`.
+    """
+    from rich.console import Console
+
+    from assay.own.predicting import predict as said
+    from assay.own.printing import print_predicted
+    from assay.own.saved import load_run
+
+    loaded = load_run(run, trust or ())
+    with Console(stderr=True, quiet=as_json).status("predicting") as status:
+        found = said(loaded, on, out, lambda done: status.update(f"{done} predicted"), None if as_json and not out else 5)
+    if as_json:
+        print(json.dumps(vars(found), indent=2, ensure_ascii=False))
+    else:
+        print_predicted(found)
+
+
+def export_model(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="The file to write, e.g. `model.pt2`.")],
+    on: Annotated[str | None, typer.Option(help="Examples to compare network and program on.")] = None,
+    trust: Trust = None,
+) -> None:
+    """Write a saved network as a `torch.export` program: no assay needed to run it, any batch size.
+
+    It is compared with the network before it is written; the preprocessing lies in the file as `run.json`.
+
+    Example: `assay export-model photos-1 photos.pt2`.
+    """
+    from assay.own.predicting import export_model as write
+    from assay.own.saved import load_run
+
+    furthest = write(load_run(run, trust or ()), out, on)
+    print(f"wrote {out}; its outputs differ from the network's by at most {furthest:.1g}")
+
+
+def _keep(trial: Trial, out: Path | None, on: str, command: str) -> list[str]:
+    """Save the best network and the report; what could not be done becomes a note. Returns the paths."""
+    from assay.own.report import write_report
+    from assay.own.saved import REPORT, new_folder
+
+    place = out or new_folder(re.sub(r"[^\w.-]+", "-", Path(on).stem or Path(on).resolve().name).strip("-.") or "run")
+    try:
+        trial.save(place, command=command)
+    except AssayError as error:
+        trial.notes.append(str(error).rstrip("."))
+        return []
+    saved = [str(place)]
+    try:
+        write_report(place)
+        saved.append(str(place / REPORT))
+    except AssayError as error:
+        trial.notes.append(str(error).rstrip("."))
+    return saved
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[tuple[Progress, Report]]:
+    """A bar with the time that is left; on no terminal, a line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
+    console = Console(stderr=True, quiet=quiet)
+    progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=console, transient=True)
+    with progress:
+        bar = progress.add_task("reading", total=None)
+
+        def report(done: float, total: float, note: str) -> None:
+            progress.update(bar, completed=done, total=total, description=note.replace("[", "\\["))
+
+        yield progress, report
 
 
 def duration(text: str) -> float:
@@ -70,44 +180,3 @@ def duration(text: str) -> float:
         raise AssayError(f"{text!r} is no time: write it like 90s, 10m or 1h30m.")
     hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return hours * 3600 + minutes * 60 + seconds
-
-
-def print_trial(trial: Trial) -> None:
-    """A table of the arms with verdicts, and what a reader should know."""
-    from rich import box
-    from rich.markup import escape
-    from rich.table import Table
-
-    from assay.own.trying import BASELINE
-    from assay.show import COLOURS, console
-
-    out = console()
-    out.print(escape(trial.data), highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("arm", trial.metric, "lowest", "highest", "seeds", "a training"):
-        table.add_column(name, justify="left" if name == "arm" else "right")
-    base = trial.price(BASELINE)
-    for arm, scores in trial.arms.items():
-        numbers = [f"{f(scores.values()):.4f}" if scores else "-" for f in (statistics.fmean, min, max)]
-        seconds = trial.price(arm)
-        price = "" if seconds is None else f"{seconds:.3g} s"
-        if seconds is not None and base and arm in trial.verdicts:
-            price += f" (x{seconds / base:.2f})"
-        table.add_row(escape(arm), *numbers, str(len(scores)), price)
-    out.print(table)
-    q = trial.q()
-    for method, verdict in trial.verdicts.items():
-        (test,) = verdict.tests
-        line = f"[{COLOURS[verdict.verdict]}]{verdict.verdict}[/]  {escape(test.expectation)}"
-        if verdict.seeds > 1:
-            interval = f"[{test.low:+.4f}, {test.high:+.4f}]"
-            line += escape(f": {test.effect:+.4f} {interval}, p = {test.p:.2g}")
-            line += f", q = {q[method]:.2g}" if len(q) > 1 else ""
-        line += f" [dim]({escape(test.note)})[/]" if test.note else ""
-        if verdict.more_seeds:
-            line += f"; about {verdict.more_seeds} more seeds would decide"
-        out.print(line, highlight=False)
-    for method, why in trial.refused.items():
-        out.print(f"[yellow]does not fit[/] {escape(method)}: {escape(why)}.", highlight=False)
-    for note in trial.notes:
-        out.print(f"[dim]note: {escape(note)}.[/]", highlight=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import warnings
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def read_images(folder: Path) -> Material:
     files, classes, where = [], [], []
     for base, part in [(folder / name, part) for name, part in parts.items()] if split else [(folder, "")]:
         for child in _folders(base):
-            found = _images(child, folder)
+            found = image_files(child, folder)
             files += found
             classes += [child.name] * len(found)
             where += [part] * len(found)
@@ -56,7 +57,7 @@ def read_images(folder: Path) -> Material:
         _judge(folder, broken, len(files))
         size = min(LARGEST, max(8, 4 * round(statistics.median(min(side) for side, _ in good) / 4)))
         mode = "L" if all(grey for _, grey in good) else "RGB"
-        pixels = list(pool.map(lambda path: _decode(path, size, mode), files))
+        pixels = list(pool.map(lambda path: _decode(path, (size, size), mode), files))
     kept = np.array([number for number, one in enumerate(pixels) if one is not None])
     broken = [path for path, one in zip(files, pixels, strict=True) if one is None]
     _judge(folder, broken, len(files))
@@ -81,8 +82,9 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if child.is_dir() and not child.name.startswith("."))
 
 
-def _images(folder: Path, root: Path) -> list[Path]:
-    """Image files below ``folder``, in order; a link may lead elsewhere within ``root`` only."""
+def image_files(folder: Path, root: Path | None = None) -> list[Path]:
+    """Image files below ``folder``, in order; a link may lead elsewhere within ``root`` only (``None``: the folder itself)."""
+    root = root or folder
     inside, found = root.resolve(), []
     for place, folders, names in os.walk(folder):
         folders.sort()
@@ -107,20 +109,26 @@ def _look(path: Path) -> tuple[tuple[int, int], bool] | None:
         return None
 
 
-def _decode(path: Path, size: int, mode: str) -> NDArray[np.uint8] | None:
-    """The first frame, upright, as (S, S) or (S, S, 3); ``None`` where the file is broken."""
+def decode(files: Sequence[Path], size: tuple[int, int], mode: str) -> list[NDArray[np.uint8] | None]:
+    """Pixels (H, W) or (H, W, 3) of each file, brought to ``size`` (width, height); ``None`` where one is broken."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda path: _decode(path, size, mode), files))
+
+
+def _decode(path: Path, size: tuple[int, int], mode: str) -> NDArray[np.uint8] | None:
+    """The first frame, upright, as (H, W) or (H, W, 3); ``None`` where the file is broken."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
                 if not opened.mode.startswith("I"):
-                    opened.draft(mode, (2 * size, 2 * size))  # JPEG decodes to about this size at once
+                    opened.draft(mode, (2 * size[0], 2 * size[1]))  # JPEG decodes to about this size at once
                 image: Image.Image = ImageOps.exif_transpose(opened)
                 if image.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip instead of scaling
                     image = Image.fromarray((np.asarray(image, dtype=np.int64) >> 8).clip(0, 255).astype(np.uint8))
                 image = image.convert("RGB").convert(mode) if image.mode == "P" else image.convert(mode)
-                if image.size != (size, size):
-                    image = image.resize((size, size), Image.Resampling.BILINEAR)
+                if image.size != size:
+                    image = image.resize(size, Image.Resampling.BILINEAR)
                 return np.asarray(image, dtype=np.uint8)
     except Exception:
         return None

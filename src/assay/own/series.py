@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +32,8 @@ def read_ts(path: Path) -> Material:
         found = _lines(file, rows, labels)
         parts += ["test" if "_TEST" in file.name else "train"] * found
     notes: list[str] = []
-    channels = {len(row) for row in rows}
-    if len(channels) != 1:
-        raise AssayError(f"The series in {path} have {min(channels)} to {max(channels)} channels: give all as many.")
-    lengths = [max(len(channel) for channel in row) for row in rows]
-    longest = max(lengths)
-    values = np.full((len(rows), channels.pop(), longest), np.nan)
-    for number, row in enumerate(rows):
-        for channel, given in enumerate(row):
-            values[number, channel, : len(given)] = given
+    values, lengths = _stacked(path, rows)
+    longest = values.shape[2]
     if min(lengths) != longest:
         notes.append(f"series of {min(lengths)} to {longest} steps: short ones go on with their last value")
         gaps = sum(int(np.isnan(channel).sum()) for row in rows for channel in row)
@@ -57,6 +51,27 @@ def read_ts(path: Path) -> Material:
     )
 
 
+def read_series(path: Path) -> tuple[NDArray[np.float64], list[str] | None]:
+    """The series (N, C, L) of one file, gaps (also those behind short ones) NaN, and their labels where it has them."""
+    rows: list[list[NDArray[np.float64]]] = []
+    labels: list[str] = []
+    found = _lines(path, rows, labels, need=False)
+    return _stacked(path, rows)[0], labels if len(labels) == found else None
+
+
+def _stacked(path: Path, rows: Sequence[Sequence[NDArray[np.float64]]]) -> tuple[NDArray[np.float64], list[int]]:
+    """Series of one shape (N, C, L), NaN behind short ones, and how long each is."""
+    channels = {len(row) for row in rows}
+    if len(channels) != 1:
+        raise AssayError(f"The series in {path} have {min(channels)} to {max(channels)} channels: give all as many.")
+    lengths = [max(len(channel) for channel in row) for row in rows]
+    values = np.full((len(rows), channels.pop(), max(lengths)), np.nan)
+    for number, row in enumerate(rows):
+        for channel, given in enumerate(row):
+            values[number, channel, : len(given)] = given
+    return values, lengths
+
+
 def filled(path: Path, values: NDArray[np.float64]) -> torch.Tensor:
     """Gaps of (N, C, L) are filled along each series: straight lines inside, the nearest value at the ends."""
     flat = pd.DataFrame(values.reshape(-1, values.shape[-1]))
@@ -69,8 +84,8 @@ def filled(path: Path, values: NDArray[np.float64]) -> torch.Tensor:
     return torch.from_numpy(whole.reshape(values.shape).astype(np.float32))
 
 
-def _lines(path: Path, rows: list[list[NDArray[np.float64]]], labels: list[str]) -> int:
-    """Add the series and labels of one file; returns how many there are."""
+def _lines(path: Path, rows: list[list[NDArray[np.float64]]], labels: list[str], need: bool = True) -> int:
+    """Add the series and labels of one file (which may have none unless they are needed); returns how many there are."""
     found, data, classes = 0, False, None
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         line = line.strip()
@@ -82,16 +97,17 @@ def _lines(path: Path, rows: list[list[NDArray[np.float64]]], labels: list[str])
                 classes = words[1:2] == ["true"]
             data = words[0] == "@data"
             continue
-        if classes is False:
+        if classes is False and need:
             raise AssayError(f"{path} has no class labels (@classLabel false): give a file that has them.")
-        *channels, label = line.split(":")
+        *channels, label = line.split(":") if classes is not False else [*line.split(":"), ""]
         try:
             rows.append([np.array(channel.replace("?", "nan").split(","), dtype=np.float64) for channel in channels])
         except ValueError:
             raise AssayError(f"Line {number} of {path} is no series of numbers: mend or remove it.") from None
         if not channels:
             raise AssayError(f"Line {number} of {path} has no label after a colon: mend or remove it.")
-        labels.append(label.strip())
+        if classes is not False:
+            labels.append(label.strip())
         found += 1
     if not found:
         raise AssayError(f"{path} has no series after a line @data: give a .ts file of the time-series archives.")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import difflib
-import io
 import re
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ _MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "#N/A", "?"]
 _MOSTLY = 0.8
 _STEP = re.compile(r"(?:t|ts|time|step)?[_ ]?(\d+)", re.IGNORECASE)
 _FEWEST_STEPS = 8
+_BLOCK = 1 << 20
 
 
 def read_table(path: Path, target: str | None, text: str | None, group: str | None, time: str | None) -> Material:
@@ -100,7 +103,48 @@ def _parquet(path: Path) -> pd.DataFrame:
 
 
 def _csv(path: Path, notes: list[str]) -> pd.DataFrame:
-    content = _decoded(path, notes)
+    frame: pd.DataFrame = _parsed(path, _dialect(path, notes), low_memory=False)
+    numbered = [name for name in frame if str(name).startswith("Unnamed: ")]
+    if numbered:
+        notes.append(f"{len(numbered)} columns without a name left out")
+    return frame.drop(columns=numbered)
+
+
+def frames(path: Path, notes: list[str], chunk: int, words: Sequence[str]) -> Iterator[pd.DataFrame]:
+    """A table in pieces of ``chunk`` rows, indexed by row number; the columns ``words`` are left as they are written.
+
+    Raises:
+        AssayError: the file cannot be read.
+    """
+    if path.suffix.lower() in (".parquet", ".pq"):
+        whole = _parquet(path)
+        pieces: Iterator[pd.DataFrame] = (whole.iloc[begin : begin + chunk] for begin in range(0, len(whole), chunk))
+    else:
+        dialect = _dialect(path, notes)
+        names = _parsed(path, dialect, nrows=0).columns
+        pieces = _pieces(path, _parsed(path, dialect, chunksize=chunk, dtype={n: str for n in names if n.strip() in words}))
+    begin = 1
+    for piece in pieces:
+        piece.columns = [str(name).strip() for name in piece.columns]
+        yield piece.set_axis(pd.RangeIndex(begin, begin + len(piece)))  # rows as people count them
+        begin += len(piece)
+
+
+def _pieces(path: Path, reader: Any) -> Iterator[pd.DataFrame]:
+    with reader:
+        while True:
+            with _reading(path):
+                piece = next(reader, None)
+            if piece is None:
+                return
+            yield piece
+
+
+def _dialect(path: Path, notes: list[str]) -> dict[str, Any]:
+    """Encoding, separator and decimal point of a text file, as pandas' reader wants to be told."""
+    encoding = _encoding(path, notes)
+    with path.open(encoding=encoding, errors="replace", newline="") as file:
+        content = file.read(100_000)
     header = re.split(r"[\r\n]", content.lstrip("\r\n "), maxsplit=1)[0]
     if not header:
         raise AssayError(f"{path} is empty: give it a line of column names and at least ten rows.")
@@ -109,20 +153,31 @@ def _csv(path: Path, notes: list[str]) -> pd.DataFrame:
     cells = [cell.strip().strip('"') for cell in plain.split(separator)]
     if all(re.fullmatch(r"[-+]?\d*[.,]\d+(e[-+]?\d+)?", cell, re.IGNORECASE) for cell in cells):
         raise AssayError(f"The first line of {path} holds numbers, not names: give it a line of column names.")
-    comma = separator == ";" and re.search(r"(^|;)\d+,\d+(;|$)", content[:100_000], re.MULTILINE) is not None
+    comma = separator == ";" and re.search(r"(^|;)\d+,\d+(;|$)", content, re.MULTILINE) is not None
+    return {"encoding": encoding, "sep": separator, "decimal": "," if comma else "."}
+
+
+def _parsed(path: Path, dialect: Mapping[str, Any], **more: Any) -> Any:
+    with _reading(path):
+        return pd.read_csv(
+            path,
+            skipinitialspace=True,
+            keep_default_na=False,
+            na_values=_MISSING,
+            index_col=False,
+            encoding_errors="replace",
+            **dialect,
+            **more,
+        )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What pandas says about a file that it cannot read, as one sentence."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                io.StringIO(content),
-                sep=separator,
-                decimal="," if comma else ".",
-                skipinitialspace=True,
-                keep_default_na=False,
-                na_values=_MISSING,
-                index_col=False,
-                low_memory=False,
-            )
+            yield
     except pd.errors.ParserWarning as error:
         raise AssayError(
             f"The first line of {path} has fewer names than the rows have cells: give every column a name."
@@ -130,24 +185,26 @@ def _csv(path: Path, notes: list[str]) -> pd.DataFrame:
     except (pd.errors.ParserError, ValueError) as error:
         why = str(error).partition("C error: ")[2] or str(error)
         raise AssayError(f"{path} cannot be read as a table ({why.strip().rstrip('.')}): mend that line.") from error
-    numbered = [name for name in frame if str(name).startswith("Unnamed: ")]
-    if numbered:
-        notes.append(f"{len(numbered)} columns without a name left out")
-    return frame.drop(columns=numbered)
 
 
-def _decoded(path: Path, notes: list[str]) -> str:
-    raw = path.read_bytes()
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return raw.decode("utf-16", errors="replace")
-    if b"\0" in raw:
-        line = raw[: raw.index(b"\0")].count(b"\n") + 1
-        raise AssayError(f"{path} is no text file (line {line} holds a zero byte): save the table as CSV in UTF-8.")
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        notes.append(f"not UTF-8 (line {raw[: error.start].count(bytes([10])) + 1}), so read as Windows-1252")
-        return raw.decode("cp1252", errors="replace")
+def _encoding(path: Path, notes: list[str]) -> str:
+    """UTF-8, UTF-16 with its mark, or else Windows-1252; the file is looked through piece by piece."""
+    decoder, line = codecs.getincrementaldecoder("utf-8-sig")(), 1
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            if line == 1 and block[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                return "utf-16"
+            if b"\0" in block:
+                line += block[: block.index(b"\0")].count(b"\n")
+                raise AssayError(f"{path} is no text file (line {line} holds a zero byte): save the table as CSV in UTF-8.")
+            try:
+                decoder.decode(block, final=len(block) < _BLOCK)
+            except UnicodeDecodeError as error:
+                line += block[: error.start].count(b"\n")
+                notes.append(f"not UTF-8 (line {line}), so read as Windows-1252")
+                return "cp1252"
+            line += block.count(b"\n")
+    return "utf-8-sig"
 
 
 # ---------------------------------------------------------------------------------------------------- columns
@@ -196,21 +253,19 @@ def cleaned(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
             useless.append(name)
             continue
         if _is_numeric(column):
-            numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
-            strange = there & numbers.isna()
+            numbers = as_numbers(column)
+            strange = there & pd.to_numeric(column, errors="coerce").isna()
             if strange.any():
                 mixed.append(f"{strange.sum()} in {name!r} (first {column[strange].iloc[0]!r}, row {frame.index[strange][0]})")
-            # Beyond what float32 holds is as good as infinite.
-            beyond = numbers.abs() > float(np.finfo(np.float32).max)
-            infinite += int(beyond.sum())
-            columns[name] = numbers.mask(beyond)
+            infinite += int((there & ~strange & numbers.isna()).sum())
+            columns[name] = numbers
             gaps += int((~there).sum())
         else:
             words = column.astype(str).str.strip()
             if words.nunique() > max(50, len(words) / 2):
                 names.append(name)
                 continue
-            columns[name] = words.where(there, "(missing)").astype(object)
+            columns[name] = as_words(column)
             gaps += int((~there).sum())
     if useless:
         notes.append(f"columns with one value left out: {_some(useless)}")
@@ -223,6 +278,17 @@ def cleaned(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     if gaps or mixed or infinite:
         notes.append("gaps in numbers filled with the training median, in words a category of their own")
     return pd.DataFrame(columns, index=frame.index)
+
+
+def as_numbers(column: pd.Series) -> pd.Series:
+    """Numbers in float64; words, and what float32 cannot hold (which is as good as infinite), are gaps."""
+    numbers = pd.to_numeric(column, errors="coerce").astype(np.float64)
+    return numbers.mask(numbers.abs() > float(np.finfo(np.float32).max))
+
+
+def as_words(column: pd.Series) -> pd.Series:
+    """Words without space around them; gaps are a word of their own."""
+    return column.astype(str).str.strip().where(column.notna(), "(missing)").astype(object)
 
 
 def as_groups(column: pd.Series) -> NDArray[np.str_]:

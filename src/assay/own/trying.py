@@ -1,16 +1,16 @@
-"""Does a method help on this data, and at what price? The same splits, seeds and epochs for every arm, and a verdict.
+"""``assay try``: methods on people's own data, each against the same network without it.
 
-The split is drawn once: the verdict is about what happens on this test when a training is repeated with other seeds.
+Every arm has the same splits, the same seeds and the same budget of epochs. Seeds are interleaved: all arms of a seed, then
+all arms of the next, so that whenever time is over the arms have the same seeds.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib
 import statistics
 import time as clock
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assay import catalogue
 from assay.data import Dataset, available, load
 from assay.errors import AssayError
 from assay.lab import memory
 from assay.lab.verdict import Verdict, adjust, judge
-from assay.own.baselines import baseline, reference, reference_name
-from assay.own.reading import read
+from assay.own.baselines import baseline, reference, reference_name, reference_varies
+from assay.own.budget import TimeIsOver, affordable, alarm, training_seconds
+from assay.own.methods import DoesNotFit, changes, every, find, there, treated, words
+from assay.own.preparing import Preparation, form_of, prepared
+from assay.own.reading import understand
+from assay.own.saved import save_run
 from assay.paper import Cost, Higher, Score
 from assay.recipe import Recipe
-from assay.train.loop import fit
+from assay.train.loop import Trained
 
 #: ``report(done, total, note)``: how many trainings are done.
 Report = Callable[[float, float, str], None]
-Treatment = Callable[[Recipe], Recipe]
 BASELINE = "baseline"
+#: Of the budget, what a reference without a network may take for one seed, unless a training of the baseline takes longer.
+_REFERENCE_SHARE = 0.2
+#: Of the training examples, how many validate where the data come without.
+_VALID = 0.1
 
 
 @dataclass
@@ -44,11 +50,16 @@ class Trial:
         metric: what the numbers are.
         wanted: seeds that were asked for.
         reference: name of the arm without a network.
-        arms: arm -> seed -> score with its price.
+        arms: arm -> seed -> test score with its price.
+        valid: arm -> seed -> the same on the validation split, where there is one.
         verdicts: method -> verdict on "above the baseline".
         refused: method -> why it does not fit.
+        changed: method -> field of the recipe -> what the method made of it, in words.
         notes: what a reader should know besides.
         complete: whether everything was done before time was over.
+        recipes: arm -> how its network is trained.
+        preparation: what makes an example of these data into the input of the baseline's network.
+        device: where it was trained.
     """
 
     data: str
@@ -56,10 +67,16 @@ class Trial:
     wanted: int
     reference: str
     arms: dict[str, dict[int, Score]] = field(default_factory=dict)
+    valid: dict[str, dict[int, float]] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    changed: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     complete: bool = True
+    recipes: dict[str, Recipe] = field(default_factory=dict, repr=False)
+    preparation: Preparation = field(default_factory=lambda: Preparation({"kind": "unknown"}), repr=False)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    _read: Dataset | None = field(default=None, repr=False)  # the data before a recipe changed them
 
     def price(self, arm: str) -> float | None:
         """Median seconds of one training of an arm."""
@@ -70,9 +87,63 @@ class Trial:
         """Method -> p-value corrected for the number of methods (Benjamini-Hochberg)."""
         return dict(zip(self.verdicts, adjust(verdict.p for verdict in self.verdicts.values()), strict=True))
 
+    def best(self) -> tuple[str, int] | None:
+        """The network to keep: its arm and its seed; ``None`` where nothing was trained.
+
+        The arm with the best mean on the *validation* split, and of its seeds the best there; the test split has no say, so
+        that the scores on it stay honest. Of equals the first: the baseline before the methods. Without a validation split
+        it is the first seed of the baseline.
+        """
+        there = [arm for arm in self.recipes if self.arms.get(arm)]
+        if not there:
+            return None
+        judged = [arm for arm in there if self.valid.get(arm)]
+        if not judged:
+            return there[0], min(self.arms[there[0]])
+        arm = max(judged, key=lambda name: statistics.fmean(self.valid[name].values()))
+        return arm, max(self.valid[arm], key=lambda seed: (self.valid[arm][seed], -seed))
+
+    def save(self, place: Path, **facts: Any) -> str:
+        """Keep the best network with its preprocessing and all that was found (:mod:`assay.own.saved`).
+
+        Args:
+            place: a new or empty folder.
+            **facts: what else to keep, as plain JSON values.
+
+        Returns:
+            The arm that was kept.
+
+        Raises:
+            AssayError: nothing was trained, or the network cannot be kept without pickle.
+        """
+        chosen = self.best()
+        if chosen is None:
+            raise AssayError("Nothing was trained, so there is nothing to save: give more time.")
+        arm, seed = chosen
+        recipe, plain = self.recipes[arm], self.recipes[BASELINE]
+        trained = memory.train(recipe, seed, self.device)
+        try:
+            # The baseline may encode texts, and a method may scale images: both are in the history of the recipe's data.
+            preparation = self.preparation.followed(self._read or plain.data, recipe.data)
+            save_run(place, trained, seed, preparation, {"arm": arm, **self._facts(arm, recipe, plain), **facts})
+        except AssayError as error:
+            if str(error).endswith("."):
+                raise
+            raise AssayError(f"{arm} is not saved, since {error}: the other results are complete.") from error
+        return arm
+
+    def _facts(self, arm: str, recipe: Recipe, plain: Recipe) -> dict[str, Any]:
+        return {
+            "chosen": "best mean validation score over seeds, then the best seed" if self.valid.get(arm) else "no validation",
+            "recipe": {f.name: words(getattr(recipe, f.name)) for f in dataclasses.fields(Recipe) if f.name != "data"},
+            "changes": changes(plain, recipe),
+            "trial": self.as_dict(),
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         q = self.q()
+        chosen = self.best()
         return {
             "data": self.data,
             "metric": self.metric,
@@ -82,20 +153,22 @@ class Trial:
                 arm: {
                     "mean": statistics.fmean(scores.values()) if scores else None,
                     "values": {str(seed): float(score) for seed, score in scores.items()},
+                    "valid": {str(seed): score for seed, score in self.valid.get(arm, {}).items()},
                     "seconds": self.price(arm),
                     "parameters": next((score.cost.parameters for score in scores.values()), None),
                 }
                 for arm, scores in self.arms.items()
             },
             "reference": self.reference,
-            "verdicts": {method: {**verdict.as_dict(), "q": q[method]} for method, verdict in self.verdicts.items()},
+            "verdicts": {
+                method: {**verdict.as_dict(), "q": q[method], "controlled": verdict.verdict == "holds" and q[method] <= 0.05}
+                for method, verdict in self.verdicts.items()
+            },
+            "changed": self.changed,
             "refused": self.refused,
+            "best": None if chosen is None else {"arm": chosen[0], "seed": chosen[1]},
             "notes": self.notes,
         }
-
-
-class _TimeIsOver(Exception):
-    pass
 
 
 def try_(
@@ -109,20 +182,25 @@ def try_(
     budget: float | None = None,
     device: str = "cpu",
     report: Report | None = None,
+    everything: bool = False,
+    say: Callable[[str], None] | None = None,
 ) -> Trial:
     """Try methods on somebody's own data against the same network without them.
 
     Args:
         methods: keys of papers with a treatment; ``"a+b"`` is a, then b; ``"key:function"`` where a paper has several.
-        on: a path that :func:`assay.own.read` understands, the name of a known data set, or a data set.
+        on: a path that :func:`assay.own.read` understands, the name of a known data set, or a data set, which is used as it is.
         target: column to predict; see :func:`assay.own.read`.
         text: column that holds the texts.
         group: column whose equal values stay in one split.
         time: column by which to split.
         seeds: trainings of every arm, with the seeds 0 to ``seeds - 1``.
-        budget: seconds after which nothing more is trained; what is finished counts. ``None`` has no end.
+        budget: seconds after which nothing more is trained; what is finished counts. Methods for which it is too short are
+            refused beforehand, the dearest first. ``None`` has no end.
         device: where to train.
         report: is told how far it is.
+        everything: try every treatment of the catalogue besides; those that do not fit stand in ``refused``.
+        say: is told, before anything is trained, the line of what was understood.
 
     Raises:
         AssayError: the data, a name or an option is wrong, or none of the methods fits the data.
@@ -130,115 +208,232 @@ def try_(
     end = None if budget is None else clock.monotonic() + budget
     if seeds < 1:
         raise AssayError(f"{seeds} seeds were asked for: give at least 1; a verdict needs 2, better 5.")
-    if not methods:
-        raise AssayError(f"No method was named: choose among {', '.join(there())}.")
+    if not methods and not everything:
+        raise AssayError(f"No method was named: choose among {', '.join(there())}, or take all.")
     where = _device(device)
-    treatments = {method: [find(name) for name in method.split("+")] for method in dict.fromkeys(methods)}
-    data = on if isinstance(on, Dataset) else _data(on, target, text, group, time)
+    more, absent = every() if everything else ([], {})
+    treatments = {method: [find(name) for name in method.split("+")] for method in dict.fromkeys([*methods, *more])}
+    data, preparation = _data(on, target, text, group, time)
     plain = baseline(data)
     classifies = data.task == "classification"
-    trial = Trial(data.source, "test accuracy" if classifies else "test R²", seeds, reference_name(data))
-    recipes = {BASELINE: plain}
+    trial = Trial(
+        data.source, "test accuracy" if classifies else "test R²", seeds, reference_name(data), device=where, refused=absent
+    )
+    trial.preparation, trial._read = preparation, data
+    if say is not None:
+        say(trial.data)
+    trial.recipes[BASELINE] = plain
     for method, chain in treatments.items():
+        if report is not None:
+            report(0, 1, f"does {method} fit?")
         try:
-            recipes[method] = _treated(plain, chain)
-        except _DoesNotFit as error:
+            trial.recipes[method] = treated(plain, chain, where)
+        except DoesNotFit as error:
             trial.refused[method] = str(error)
-    if len(recipes) == 1:
+    if len(trial.recipes) == 1:
         why = "; ".join(f"{method}: {reason}" for method, reason in trial.refused.items())
         raise AssayError(f"None of the methods fits {data.name} ({why}): choose among {', '.join(there())}.")
-    _note(trial, data, recipes)
-    trial.arms = {arm: {} for arm in (*recipes, trial.reference)}
-    try:
-        _measure(trial, data, recipes, where, end, report)
-    except _TimeIsOver:
-        trial.complete = False
-        trial.notes.append(
-            "time was over before all was done; what is finished is kept, and the same command with more time goes on from there"
-        )
-    for method in list(recipes)[1:]:
-        if method in trial.arms:
-            both = {seed: {BASELINE: trial.arms[BASELINE][seed], method: score} for seed, score in trial.arms[method].items()}
-            trial.verdicts[method] = judge((Higher(method, than=BASELINE),), both)
-            if trial.verdicts[method].tests[0].method == "exact":
-                trial.notes.append(
-                    f"{method} differs from the baseline by the same for all {len(both)} seeds, which a small test does by "
-                    "chance: take the verdict with caution, or test on more examples"
-                )
+    if end is not None:
+        _afford(trial, end)
+    _note(trial, data)
+    trial.arms = {arm: {} for arm in (*trial.recipes, trial.reference)}
+    _measure(trial, data, end, report)
+    for method in list(trial.recipes)[1:]:
+        trial.changed[method] = changes(plain, trial.recipes[method])
+        trial.verdicts[method] = _judged(trial, method)
     return trial
 
 
-def _measure(
-    trial: Trial, data: Dataset, recipes: Mapping[str, Recipe], device: torch.device, end: float | None, report: Report | None
-) -> None:
-    """Fill the arms seed by seed, so that whenever time is over, the arms have the same seeds."""
-    total = trial.wanted * len(trial.arms)
-    done = 0
-
-    def tell(fraction: float, note: str) -> None:
-        if end is not None and clock.monotonic() > end:
-            raise _TimeIsOver
-        if report is not None:
-            report(done + fraction, total, note)
-
-    for seed in range(trial.wanted):
-        tell(0, f"{trial.reference}, seed {seed}")
-        kept = memory.remember(reference, data=data, seed=seed)
-        score = _score(kept["predicted"], data.test.labels, data.task)
-        trial.arms[trial.reference][seed] = Score(score, Cost(seconds=float(kept["seconds"])))
-        done += 1
-        for arm, recipe in recipes.items():
-            if arm not in trial.arms:
-                continue
-            tell(0, f"{arm}, seed {seed}")
-            told = functools.partial(_tell_training, tell, f"{arm}, seed {seed}")
-            try:
-                trained = memory.train(recipe, seed, device, told)
-            except AssayError as error:
-                if arm == BASELINE:
-                    raise
-                trial.refused[arm] = str(error).rstrip(".")
-                del trial.arms[arm]
-                continue
-            outputs = trained.logits("test")
-            predicted = outputs.argmax(dim=1) if data.task == "classification" else outputs.squeeze(1)
-            trial.arms[arm][seed] = Score(_score(predicted, data.test.labels, data.task), trained.cost)
-            done += 1
+def _judged(trial: Trial, method: str) -> Verdict:
+    base = trial.arms[BASELINE]
+    both = {seed: {BASELINE: base[seed], method: score} for seed, score in trial.arms[method].items()}
+    verdict = judge((Higher(method, than=BASELINE),), both)
+    if verdict.tests[0].method == "exact":
+        trial.notes.append(
+            f"{method} differs from the baseline by the same for all {len(both)} seeds, which a small test does by "
+            "chance: take the verdict with caution, or test on more examples"
+        )
+    return verdict
 
 
-def _tell_training(tell: Callable[[float, str], None], name: str, done: float, total: float, note: str) -> None:
-    # The last report comes when the weights are ready: they are worth keeping even if time is over by now.
-    if done < total:
-        tell(done / total, f"{name}, {note}")
+# ---------------------------------------------------------------------------------------------------- measuring
 
 
-def _score(predicted: Tensor, labels: Tensor, task: str) -> float:
-    """Share of right classes, or the coefficient of determination."""
+def _afford(trial: Trial, end: float) -> None:
+    """Leave out the methods for which there is no time, the dearest first."""
+    needed = {}
+    for arm, recipe in trial.recipes.items():
+        # A training that is remembered costs nothing.
+        new = sum(not memory.known(recipe, seed, trial.device) for seed in range(trial.wanted))
+        needed[arm] = new / trial.wanted * training_seconds(recipe, trial.device) if new else 0.0
+    left = (end - clock.monotonic()) * (1 - _REFERENCE_SHARE)
+    for arm, why in affordable(needed, trial.wanted, left, BASELINE).items():
+        trial.refused[arm] = why
+        del trial.recipes[arm]
+
+
+def _measure(trial: Trial, data: Dataset, end: float | None, report: Report | None) -> None:
+    """Fill the arms seed by seed; those that fail are refused."""
+    progress = _Progress(trial, end, report)
+    try:
+        for seed in range(trial.wanted):
+            progress.require_round(seed)
+            for arm in list(trial.recipes):
+                with progress.doing(arm, seed) as tell:
+                    _train(trial, data, arm, seed, tell)
+            if trial.reference in trial.arms:
+                with progress.doing(trial.reference, seed):
+                    _refer(trial, data, seed, end, progress)
+    except TimeIsOver:
+        trial.complete = False
+        _level(trial)
+        done = len(trial.arms[BASELINE])
+        trial.notes.append(
+            f"time was over after {done} of {trial.wanted} seeds; what is finished is kept, and the same command with more time "
+            "goes on from there"
+        )
+
+
+def _train(trial: Trial, data: Dataset, arm: str, seed: int, tell: Callable[[float, float, str], None]) -> None:
+    try:
+        trained = memory.train(trial.recipes[arm], seed, trial.device, tell)
+    except AssayError as error:
+        if arm == BASELINE:
+            raise
+        trial.refused[arm] = str(error).rstrip(".")
+        for table in (trial.arms, trial.valid, trial.recipes):
+            table.pop(arm, None)
+        return
+    trial.arms[arm][seed] = Score(score(_predicted(trained, "test"), data.test.labels, data.task), trained.cost)
+    if len(data.valid):
+        # What a method did to the validation examples (noise, scaling) is its own affair: labels are the data's.
+        predicted = _predicted(trained, "valid")
+        if len(predicted) == len(data.valid):
+            trial.valid.setdefault(arm, {})[seed] = score(predicted, data.valid.labels, data.task, strict=False)
+
+
+def _predicted(trained: Trained, split: str) -> Tensor:
+    outputs = trained.logits(split)
+    return outputs.argmax(dim=1) if trained.recipe.data.task == "classification" else outputs.squeeze(1)
+
+
+def _refer(trial: Trial, data: Dataset, seed: int, end: float | None, progress: _Progress) -> None:
+    """The arm without a network, for a fifth of the budget at most; if that is too little, it is left out."""
+    left = None if end is None else max(end - clock.monotonic(), 0.0)
+    allowed = left if left is None else min(left, max(left * _REFERENCE_SHARE, progress.lasted.get(BASELINE, 0.0)))
+    try:
+        with alarm(allowed):
+            kept = memory.remember(reference, data=data, seed=seed if reference_varies(data) else 0)
+    except TimeIsOver:
+        trial.refused[trial.reference] = f"it was not done after {allowed:.0f} s of the budget"
+        del trial.arms[trial.reference]
+        trial.valid.pop(trial.reference, None)
+        return
+    cost = Cost(seconds=float(kept["seconds"]))
+    trial.arms[trial.reference][seed] = Score(score(kept["predicted"], data.test.labels, data.task), cost)
+    if len(data.valid):
+        on_valid = score(kept["valid"], data.valid.labels, data.task, strict=False)
+        trial.valid.setdefault(trial.reference, {})[seed] = on_valid
+
+
+class _Progress:
+    """Tells how far it is, remembers how long arms last, and says when time is over."""
+
+    def __init__(self, trial: Trial, end: float | None, report: Report | None) -> None:
+        self.trial, self.end, self.report = trial, end, report
+        self.done = 0
+        self.lasted: dict[str, float] = {}  # seconds that an arm took for a seed, when it was really done
+
+    def require_round(self, seed: int) -> None:
+        """All arms of a seed must fit into what is left, as long as they took before; the first seed is tried anyway."""
+        if self.end is None:
+            return
+        trial = self.trial
+        new = [arm for arm, recipe in trial.recipes.items() if not memory.known(recipe, seed, trial.device)]
+        needed = sum(self.lasted.get(arm, 0.0) for arm in new)
+        if clock.monotonic() + needed > self.end:
+            raise TimeIsOver
+
+    @contextmanager
+    def doing(self, arm: str, seed: int) -> Iterator[Callable[[float, float, str], None]]:
+        """Around one arm and seed; gives what a training reports to."""
+        name = f"{arm}, seed {seed}"
+
+        def tell(done: float, total: float, note: str) -> None:
+            # The last report comes when the weights are ready: they are worth keeping even if time is over by now.
+            if done < total:
+                self.tell(done / total, f"{name}, {note}")
+
+        self.tell(0, name)
+        began = clock.monotonic()
+        yield tell
+        self.done += 1
+        self.lasted[arm] = max(self.lasted.get(arm, 0.0), clock.monotonic() - began)
+
+    def tell(self, fraction: float, note: str) -> None:
+        """Pass on how far it is."""
+        if self.end is not None and clock.monotonic() > self.end:
+            raise TimeIsOver
+        if self.report is not None:
+            total = self.trial.wanted * len(self.trial.arms)
+            self.report(self.done + fraction, total, note)
+
+
+def _level(trial: Trial) -> None:
+    """Leave to every arm the seeds that all arms have, where there are such."""
+    common = set.intersection(*(set(scores) for scores in trial.arms.values()))
+    if not common:
+        return
+    for arm in trial.arms:
+        trial.arms[arm] = {seed: trial.arms[arm][seed] for seed in sorted(common)}
+        if arm in trial.valid:
+            trial.valid[arm] = {seed: trial.valid[arm][seed] for seed in sorted(common)}
+
+
+def score(predicted: Tensor, labels: Tensor, task: str, strict: bool = True) -> float:
+    """Share of right classes, or the coefficient of determination (``strict``: refuse targets that are all the same)."""
     if task == "classification":
         return (predicted == labels).double().mean().item()
     labels = labels.double()
     spread = (labels - labels.mean()).square().sum().item()
-    if not spread:
+    if not spread and strict:
         raise AssayError(
             f"All {len(labels)} test targets are {labels[0]:g}, so R² says nothing: give more rows, or another target."
         )
-    return 1 - (predicted.double() - labels).square().sum().item() / spread
+    return 1 - (predicted.double() - labels).square().sum().item() / (spread or 1.0)
 
 
-def _note(trial: Trial, data: Dataset, recipes: Mapping[str, Recipe]) -> None:
+def _note(trial: Trial, data: Dataset) -> None:
     if data.task == "classification" and len(data.test) < 100:
         trial.notes.append(f"one of the {len(data.test)} test examples is {100 / len(data.test):.1f} points of accuracy")
-    for method, recipe in recipes.items():
-        if recipe.epochs != recipes[BASELINE].epochs:
-            trial.notes.append(f"{method} trains {recipe.epochs} epochs, the baseline {recipes[BASELINE].epochs}")
+    base = trial.recipes[BASELINE].epochs
+    for method, recipe in trial.recipes.items():
+        if recipe.epochs != base:
+            trial.notes.append(f"{method} trains {recipe.epochs} epochs, the baseline {base}")
 
 
-def _data(on: str | Path, target: str | None, text: str | None, group: str | None, time: str | None) -> Dataset:
-    if not Path(on).exists() and str(on) in {row.name for row in available()}:
-        data = load(str(on))
+# ---------------------------------------------------------------------------------------------------- data
+
+
+def _data(
+    on: str | Path | Dataset, target: str | None, text: str | None, group: str | None, time: str | None
+) -> tuple[Dataset, Preparation]:
+    if isinstance(on, Dataset):
+        data, preparation = on, Preparation(form_of(on.train.inputs))
+    elif not Path(on).exists() and str(on) in {row.name for row in available()}:
+        data, preparation = prepared(_validated(load(str(on))))
         line = f"{data.name}: {data.task}; train {len(data.train)}, valid {len(data.valid)}, test {len(data.test)}"
-        return dataclasses.replace(data, source=f"{line} (as in the catalogue).")
-    return read(on, target, text, group, time)
+        data = dataclasses.replace(data, source=f"{line} (test as in the catalogue).")
+    else:
+        data, preparation = understand(on, target, text, group, time)
+    return _validated(data), preparation
+
+
+def _validated(data: Dataset) -> Dataset:
+    """With a validation split, on which the best arm is chosen."""
+    if len(data.valid) or round(_VALID * len(data.train)) < 1:
+        return data
+    return data.holdout(_VALID, seed=0)
 
 
 def _device(name: str) -> torch.device:
@@ -250,105 +445,3 @@ def _device(name: str) -> torch.device:
             f"This machine has no device {name!r} that torch can use: `assay doctor` says more; cpu works."
         ) from None
     return device
-
-
-# ---------------------------------------------------------------------------------------------------- methods
-
-
-class _DoesNotFit(Exception):
-    """Why a method cannot be put on this data; without a full stop."""
-
-
-def there() -> list[str]:
-    """Keys of the papers that have a treatment, found without importing them."""
-    return [
-        key
-        for key, paper in catalogue.papers().items()
-        if any("\n@treatment" in path.read_text(encoding="utf-8") for path in catalogue.files(paper))
-    ]
-
-
-def find(name: str) -> Treatment:
-    """The treatment of a paper: ``"elr"``, or ``"key:function"`` where it has several.
-
-    Raises:
-        AssayError: there is no such paper, or it has no such treatment.
-    """
-    key, _, wanted = name.strip().partition(":")
-    paper = catalogue.find(key)
-    members = vars(importlib.import_module(paper.module))
-    own = {
-        label: value
-        for label, value in members.items()
-        if getattr(value, "__assay__", None) == "treatment" and value.__module__.startswith(paper.module)
-    }
-    if not own:
-        raise AssayError(f"{key} has no treatment to try (it is of the kind {paper.kind}): choose among {', '.join(there())}.")
-    if not wanted and len(own) > 1 and key not in own:
-        raise AssayError(f"{key} has several treatments: name one, as {' or '.join(f'{key}:{label}' for label in own)}.")
-    wanted = wanted or (key if key in own else next(iter(own)))
-    if wanted not in own:
-        raise AssayError(f"{key} has no treatment {wanted!r}: it has {', '.join(own)}.")
-    treatment: Treatment = own[wanted]
-    return treatment
-
-
-def _treated(plain: Recipe, chain: Sequence[Treatment]) -> Recipe:
-    """Apply treatments one after the other, and see that a step of training works."""
-    recipe = plain
-    changed: dict[str, str] = {}  # field -> the treatment that set it
-    for treatment in chain:
-        name = treatment.__name__
-        try:
-            after = treatment(recipe)
-        except Exception as error:
-            raise _DoesNotFit(_reason(error)) from error
-        for entry in dataclasses.fields(Recipe):
-            before, now = getattr(recipe, entry.name), getattr(after, entry.name)
-            if now is before or (not callable(now) and now == before):
-                continue
-            if entry.name in changed and not _holds(now, before):
-                raise _DoesNotFit(f"{name} would undo what {changed[entry.name]} did to the {entry.name}")
-            changed[entry.name] = name
-        recipe = after
-    if not changed:
-        raise _DoesNotFit("it changes nothing here")
-    if not torch.equal(recipe.data.test.labels, plain.data.test.labels):
-        raise _DoesNotFit("it changes the test, so that it could not be compared")
-    try:
-        _one_step(recipe)
-    except Exception as error:
-        raise _DoesNotFit(_reason(error)) from error
-    return recipe
-
-
-def _one_step(recipe: Recipe) -> None:
-    """Train on one batch, and look at the outputs: better to fail now than after an hour of baselines."""
-    count = min(len(recipe.data.train), max(recipe.batch_size, 2 * recipe.data.num_classes))
-    few = recipe.data.subset(train=count, seed=0)
-    trained = fit(recipe.replace(data=few, epochs=1, watch=()), seed=0)
-    with torch.no_grad():
-        outputs = trained.model(few.train.inputs[:2])
-    if outputs.shape != (2, recipe.data.num_classes):
-        raise AssayError(f"its network gives outputs {tuple(outputs.shape)} instead of (2, {recipe.data.num_classes})")
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".")
-
-
-def _holds(value: Any, part: Any) -> bool:
-    """Is ``part`` still somewhere inside ``value``: wrapped in a partial, in a tuple, in a dataclass?"""
-    if value is part or (isinstance(part, tuple) and not part):
-        return True
-    if isinstance(value, tuple):
-        pieces = part if isinstance(part, tuple) else (part,)
-        return all(any(_holds(one, piece) for one in value) for piece in pieces)
-    if isinstance(value, functools.partial):
-        return any(_holds(one, part) for one in (value.func, *value.args, *value.keywords.values()))
-    if isinstance(value, Dataset):
-        return isinstance(part, Dataset) and value.history[: len(part.history)] == part.history
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return any(_holds(getattr(value, entry.name), part) for entry in dataclasses.fields(value))
-    return False

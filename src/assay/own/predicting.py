@@ -1,0 +1,260 @@
+"""What a saved network says about new examples: streamed from file to file, scored where the truth is there."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from assay.errors import AssayError
+from assay.files import write_atomically
+from assay.nn import text
+from assay.own.fresh import CHUNK, Fresh, stream
+from assay.own.saved import SavedRun
+
+#: ``progress(done)``: examples so far.
+Progress = Callable[[int], None]
+
+
+@dataclass
+class Predicted:
+    """What was predicted.
+
+    Args:
+        count: examples.
+        out: the file with a row for each, if one was asked for.
+        first: the first rows, as they stand in the file.
+        metric: ``"accuracy"`` or ``"R²"``.
+        score: on the examples whose truth was there; ``None`` where there was none.
+        scored: how many these are.
+        notes: what was left out or is uncertain.
+    """
+
+    count: int = 0
+    out: str | None = None
+    first: list[dict[str, Any]] = field(default_factory=list)
+    metric: str = "accuracy"
+    score: float | None = None
+    scored: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def predict(
+    run: SavedRun,
+    on: str | Path,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    keep: int | None = 5,
+    chunk: int = CHUNK,
+) -> Predicted:
+    """Predict for new examples, a piece at a time.
+
+    Args:
+        run: a saved network.
+        on: what :func:`assay.own.fresh.stream` reads.
+        out: a .csv or .parquet file for ``id``, ``prediction`` and, for classes, ``p(CLASS)`` of each; ``None`` writes none.
+        progress: is told how many examples are done.
+        keep: how many rows to return besides; ``None`` returns all.
+        chunk: examples in memory at a time.
+
+    Raises:
+        AssayError: the examples are not of the form that the network knows, or the file cannot be written.
+    """
+    found = Predicted(metric="accuracy" if run.task == "classification" else "R²", out=None if out is None else str(out))
+    truth: list[tuple[Tensor, Tensor]] = []
+    rows = _rows(run, on, found, truth, progress, keep, chunk)
+    if out is None:
+        for _ in rows:
+            pass
+    else:
+        _write(Path(out), _columns(run), rows)
+    _judge(found, run.task, truth)
+    return found
+
+
+def _columns(run: SavedRun) -> list[str]:
+    return ["id", "prediction", *(f"p({name})" for name in run.classes)]
+
+
+def _rows(
+    run: SavedRun,
+    on: str | Path,
+    found: Predicted,
+    truth: list[tuple[Tensor, Tensor]],
+    progress: Progress | None,
+    keep: int | None,
+    chunk: int,
+) -> Iterator[list[list[Any]]]:
+    """Pieces of rows; on the way, what was asked for besides is noted in ``found`` and ``truth``."""
+    names, columns = np.array(run.classes, dtype=object), _columns(run)
+    for piece in stream(on, run.preparation, found.notes, chunk):
+        outputs = run.outputs(run.preparation(piece.inputs)).double()
+        if run.task == "classification":
+            shares, places = outputs.softmax(dim=1), outputs.argmax(dim=1)
+            said = [list(row) for row in zip(piece.ids, names[places.numpy()], *shares.T.tolist(), strict=True)]
+        else:
+            places = outputs.squeeze(1)
+            said = [list(row) for row in zip(piece.ids, places.tolist(), strict=True)]
+        _compare(run, piece, places, truth)
+        room = len(said) if keep is None else max(0, keep - len(found.first))
+        found.first += [dict(zip(columns, row, strict=True)) for row in said[:room]]
+        found.count += len(piece)
+        if progress is not None:
+            progress(found.count)
+        yield said
+
+
+def _compare(run: SavedRun, piece: Fresh, predicted: Tensor, truth: list[tuple[Tensor, Tensor]]) -> None:
+    if piece.target is None:
+        return
+    labels = torch.from_numpy(run.labels(piece.target))
+    known = labels.isfinite()
+    truth.append((predicted[known].double(), labels[known]))
+
+
+def _judge(found: Predicted, task: str, truth: Sequence[tuple[Tensor, Tensor]]) -> None:
+    from assay.own.trying import score
+
+    said, labels = (torch.cat(parts) for parts in zip(*truth, strict=True)) if truth else (torch.empty(0), torch.empty(0))
+    if not len(labels):
+        return
+    if task == "regression" and labels.unique().numel() < 2:
+        found.notes.append("the targets are all the same, so there is no R² of them")
+        return
+    found.score, found.scored = score(said, labels, task), len(labels)
+    if len(labels) < found.count:
+        found.notes.append(f"{found.count - len(labels)} examples have no target that is known, and are not in the score")
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+
+def _write(out: Path, columns: list[str], rows: Iterator[list[list[Any]]]) -> None:
+    writers = {".csv": _csv, ".parquet": _parquet, ".pq": _parquet}
+    if out.suffix.lower() not in writers:
+        raise AssayError(f"{out} is of no kind that is written: name a .csv or .parquet file.")
+    write_atomically(out, lambda temporary: writers[out.suffix.lower()](temporary, columns, rows))
+
+
+def _csv(path: Path, columns: list[str], rows: Iterator[list[list[Any]]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        for piece in rows:
+            writer.writerows(piece)
+
+
+def _parquet(path: Path, columns: list[str], rows: Iterator[list[list[Any]]]) -> None:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise AssayError("A Parquet file needs pyarrow: `pip install pyarrow`, or name a .csv file.") from None
+    writer = None
+    try:
+        for piece in rows:
+            table = pa.table({name: list(values) for name, values in zip(columns, zip(*piece, strict=True), strict=True)})
+            writer = writer or pq.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+# ---------------------------------------------------------------------------------------------------- export
+
+
+def export_model(run: SavedRun, out: str | Path, on: str | Path | None = None) -> float:
+    """Write the network as a ``torch.export`` program whose batch may have any size, with its preprocessing inside.
+
+    The program takes prepared inputs (N, ...). It is run beside the network, with batches of other sizes than it was traced
+    with, before it is written. ``run.json`` lies in the file as the extra file of that name:
+
+        extra = {"run.json": ""}
+        program = torch.export.load("model.pt2", extra_files=extra)
+
+    Args:
+        run: a saved network.
+        out: a .pt2 file.
+        on: examples to compare on; random ones of the right shape otherwise.
+
+    Returns:
+        The largest difference between the outputs of the two.
+
+    Raises:
+        AssayError: the network cannot be exported, or the program says something else than the network.
+    """
+    import json
+
+    out = Path(out)
+    if out.suffix != ".pt2":
+        raise AssayError(f"{out} has another suffix than .pt2, by which torch.export's files are known: name such a file.")
+    examples = _examples(run, on)
+    model = run.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    try:
+        with _texts_uncut():
+            program = torch.export.export(model, (examples[:3],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    except Exception as error:
+        why = str(error).strip().splitlines()
+        raise AssayError(f"torch.export cannot follow the network ({why[0] if why else type(error).__name__}).") from error
+    frozen, furthest = program.module(), 0.0
+    with torch.no_grad():
+        for size in (1, 2, len(examples)):
+            ours, theirs = model(examples[:size]), frozen(examples[:size])
+            furthest = max(furthest, float((ours - theirs).abs().max()))
+            if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5):
+                raise AssayError(f"The exported program differs from the network by {furthest:.2g} on {size} examples.")
+    extra = {"run.json": json.dumps(run.facts, ensure_ascii=False)}
+    write_atomically(out, lambda temporary: _save_program(program, temporary, extra))
+    return furthest
+
+
+@contextmanager
+def _texts_uncut() -> Iterator[None]:
+    """The networks for texts cut off what is padding in the whole batch, to save time. How much that is depends on the values,
+    which a graph cannot follow; what they return does not depend on it (which is compared before the program is written).
+    """
+
+    def whole(ids: Tensor) -> tuple[Tensor, Tensor]:
+        first = torch.arange(ids.shape[1], device=ids.device) == 0
+        return ids, (ids != 0) | first
+
+    before = text._present
+    text._present = whole
+    try:
+        yield
+    finally:
+        text._present = before
+
+
+@contextmanager
+def _named(temporary: Path) -> Iterator[Path]:
+    """torch.export insists on the suffix; the file that is put in place has none."""
+    named = temporary.with_name(f"{temporary.name}.pt2")
+    try:
+        yield named
+        named.replace(temporary)
+    finally:
+        named.unlink(missing_ok=True)
+
+
+def _save_program(program: Any, temporary: Path, extra: dict[str, str]) -> None:
+    with _named(temporary) as path:
+        torch.export.save(program, path, extra_files=extra)
+
+
+def _examples(run: SavedRun, on: str | Path | None) -> Tensor:
+    if on is not None:
+        return run.inputs(on)[:64]
+    shape, integers = run.facts["input"]["shape"], run.facts["input"]["integers"]
+    generator = torch.Generator().manual_seed(0)
+    if integers is not None:
+        return torch.randint(integers, (7, *shape), generator=generator)
+    return torch.randn(7, *shape, generator=generator)
