@@ -34,7 +34,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines inst
 Scale = Annotated[
     str, typer.Option(help="How large: `smoke` (does it run), `laptop` (the effect shows), `full` (as in the paper).")
 ]
-Device = Annotated[str, typer.Option(help="Where to compute: `cpu`, `cuda`, `mps`.")]
+Device = Annotated[
+    str, typer.Option(help="Where to compute: `cpu`, `cuda`, `mps`; `4xcuda` trains every network on four devices at a time.")
+]
 
 
 def main() -> None:

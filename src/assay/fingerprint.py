@@ -40,6 +40,7 @@ _INFRASTRUCTURE = (
     "assay.lab",
     "assay.paper",
     "assay.recipe",
+    "assay.train.devices",
     "assay.train.loop",
 )
 

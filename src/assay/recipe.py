@@ -74,6 +74,9 @@ class Recipe:
         shuffle: draw a new order every epoch; ``False`` keeps the order of the data.
         clip_norm: bound of the gradient's norm; ``None`` leaves it.
         watch: splits that are evaluated after every epoch, for the curves (never for choosing anything).
+        devices: how many devices share every batch; more than one needs the extra ``devices`` (:mod:`assay.train.devices`).
+        strategy: how several devices share: ``"ddp"`` (each holds the whole network) or ``"fsdp"`` (each holds a part of it,
+            for networks that do not fit on one).
     """
 
     data: Dataset
@@ -90,9 +93,11 @@ class Recipe:
     shuffle: bool = True
     clip_norm: float | None = None
     watch: tuple[str, ...] = ("test",)
+    devices: int = 1
+    strategy: Literal["ddp", "fsdp"] = "ddp"
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1)):
+        for name, least in (("epochs", 1), ("batch_size", 1), ("accumulate", 1), ("devices", 1)):
             if getattr(self, name) < least:
                 raise AssayError(f"Recipe.{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.accumulate > self.batch_size:
@@ -101,6 +106,15 @@ class Recipe:
             )
         if self.precision not in ("float32", "bfloat16"):
             raise AssayError(f"Recipe.precision is {self.precision!r}; it must be 'float32' or 'bfloat16'.")
+        if self.strategy not in ("ddp", "fsdp"):
+            raise AssayError(f"Recipe.strategy is {self.strategy!r}; it must be 'ddp' or 'fsdp'.")
+        if self.devices > self.batch_size // self.accumulate:
+            raise AssayError(
+                f"Recipe.devices is {self.devices} with {self.batch_size // self.accumulate} examples at a time: some would have "
+                "nothing to do; take a larger batch_size or fewer devices."
+            )
+        if self.devices > 1 and self.strategy == "fsdp" and self.hooks:
+            raise AssayError("Recipe.hooks see whole weights, which no device has under strategy='fsdp'; use strategy='ddp'.")
 
     def replace(self, **changes: Any) -> Recipe:
         """The same recipe with some fields changed."""

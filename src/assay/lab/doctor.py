@@ -22,6 +22,7 @@ def examine() -> list[Finding]:
         ("versions", lambda: ("works", ", ".join(f"{name} {found}" for name, found in versions().items()))),
         ("code", lambda: ("works", commit() or "installed package, no checkout")),
         ("cuda", _cuda),
+        ("devices", _devices),
         ("mirror", _mirror),
         ("ledger", _ledger),
         ("cache", _cache),
@@ -43,6 +44,14 @@ def _cuda() -> tuple[str, str]:
     if not torch.cuda.is_available():
         return "absent", "no CUDA device; everything runs on the processor"
     return "works", ", ".join(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+
+
+def _devices() -> tuple[str, str]:
+    from assay.train.devices import installed
+
+    if not installed():
+        return "absent", "one training runs on one device; on several with Lightning Fabric: pip install 'assay[devices]'"
+    return "works", f"one training can run on several devices (processes on a CPU): Lightning Fabric {installed()}"
 
 
 def _mirror() -> tuple[str, str]:

@@ -23,6 +23,17 @@ SCALES = ("smoke", "laptop", "full")
 _T = TypeVar("_T")
 
 
+def parse_device(text: torch.device | str) -> tuple[torch.device, int]:
+    """``"cuda"`` -> that device and 1; ``"4xcuda"`` -> that kind of device and 4."""
+    count, times, kind = str(text).partition("x")
+    if not (times and count.isdecimal() and int(count)):
+        count, kind = "1", str(text)
+    try:
+        return torch.device(kind), int(count)
+    except RuntimeError:
+        raise AssayError(f"{text!r} is no device: write cpu, cuda, cuda:1 or mps, or 4xcuda for four at a time.") from None
+
+
 class Lab:
     """What a claim may use for one unit: its seed, its scale, data, training, memory.
 
@@ -30,7 +41,8 @@ class Lab:
         seed: the unit's seed; with several ``seeds`` the first of them.
         scale: ``"smoke"`` (does it run at all, seconds), ``"laptop"`` (the effect is visible, up to two minutes a seed on
             one core) or ``"full"`` (the paper's setting).
-        device: where to compute.
+        device: where to compute: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``; ``"4xcuda"`` trains every recipe that leaves
+            its ``devices`` open on four, and does everything else on the first.
         seeds: all seeds of a block, for claims whose replicas run faster together.
         report: ``report(done, total, note)`` is told how far the unit is.
     """
@@ -48,7 +60,7 @@ class Lab:
         self.seeds = seeds or (seed,)
         self.seed = self.seeds[0]
         self.scale = scale
-        self.device = torch.device(device)
+        self.device, self.devices = parse_device(device)
         self._report = report
 
     def pick(self, *, smoke: _T, laptop: _T, full: _T) -> _T:
@@ -61,6 +73,8 @@ class Lab:
 
     def train(self, recipe: Recipe, seed: int | None = None) -> Trained:
         """Train with this lab's seed on its device; the same training is done once and then taken from the cache."""
+        if recipe.devices == 1 and self.devices > 1:
+            recipe = recipe.replace(devices=self.devices)
         return memory.train(recipe, self.seed if seed is None else seed, self.device, self.progress)
 
     def remember(self, function: Callable[..., dict[str, Tensor]], **arguments: Any) -> dict[str, Tensor]:

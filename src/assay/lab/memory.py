@@ -20,18 +20,21 @@ from assay.fingerprint import PROTOCOL, fingerprint
 from assay.lab.machine import now
 from assay.paths import folder, trained_dir
 from assay.recipe import Recipe
-from assay.train.loop import Report, Trained, fit
+from assay.train.loop import Report, Trained, fit, with_weights
 
 
 def recipe_fingerprint(recipe: Recipe, seed: int, device: torch.device) -> str:
     """The identity of a training: everything that its result depends on.
 
     Fields at their default stay out of it, so that a new field with a harmless default does not throw old trainings away;
-    a change of what the loop computes raises ``assay.fingerprint.PROTOCOL`` instead.
+    a change of what the loop computes raises ``assay.fingerprint.PROTOCOL`` instead. Several devices are part of it, for
+    they add up in another order, normalise over other batches and drop out other units.
     """
     chosen = {}
     for field in dataclasses.fields(Recipe):
         value = getattr(recipe, field.name)
+        if field.name == "strategy" and recipe.devices == 1:
+            continue  # of no consequence there
         if field.default is dataclasses.MISSING or value is not field.default:
             chosen[field.name] = value
     return fingerprint("training", PROTOCOL, torch.__version__, device.type, seed, chosen)
@@ -70,16 +73,11 @@ def train(recipe: Recipe, seed: int, device: torch.device, report: Report | None
 
 def _restore(path: Path, recipe: Recipe, seed: int, device: torch.device) -> Trained:
     tensors, facts = load_tensors(path)
-    with torch.random.fork_rng(devices=[]):  # the caller's random stream stays as it was
-        torch.manual_seed(seed)  # what is random in a network and not in its state (a fixed projection) comes back the same
-        model = recipe.model()
-    model.load_state_dict({name[6:]: value for name, value in tensors.items() if name.startswith("model.")})
-    if any(isinstance(module, torch.nn.Conv2d) for module in model.modules()):
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    weights = {name[6:]: value for name, value in tensors.items() if name.startswith("model.")}
     memory = {name[7:]: value for name, value in tensors.items() if name.startswith("memory.")}
     return Trained(
         recipe=recipe,
-        model=model.to(device).eval(),
+        model=with_weights(recipe, seed, device, weights),
         history=facts["history"],
         seconds=facts["seconds"],
         parameters=facts["parameters"],

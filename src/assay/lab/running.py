@@ -61,7 +61,7 @@ def results(what: list[str], everything: bool, scale: str, device: str) -> list[
 
 
 def _check(what: list[str], everything: bool, scale: str, workers: int, device: str) -> None:
-    from assay.lab.lab import SCALES
+    from assay.lab.lab import SCALES, parse_device
 
     if not what and not everything:
         raise AssayError("Nothing was named: give a paper's key, KEY:CLAIM, a topic, or --all; `assay list` shows them.")
@@ -69,9 +69,9 @@ def _check(what: list[str], everything: bool, scale: str, workers: int, device: 
         raise AssayError(f"--scale is {scale!r}: choose one of {', '.join(SCALES)}.")
     if workers < 0:
         raise AssayError(f"--workers is {workers}: give a number of processes, or 0 for one a core.")
-    kind = device.split(":")[0]
+    kind = parse_device(device)[0].type
     if kind not in ("cpu", "cuda", "mps"):
-        raise AssayError(f"--device is {device!r}: choose cpu, cuda or mps.")
+        raise AssayError(f"--device is {device!r}: choose cpu, cuda or mps, or 4xcuda for four a training.")
     if kind != "cpu" and not _torch_has(kind):
         raise AssayError(f"This machine has no {kind} device that torch can use: `assay doctor` says more; --device cpu works.")
 

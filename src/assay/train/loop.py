@@ -91,9 +91,9 @@ def fit(
     """Train.
 
     Args:
-        recipe: what to do.
+        recipe: what to do; one with several ``devices`` is trained by as many processes (:mod:`assay.train.devices`).
         seed: of the initial weights, the order of the examples, augmentation and dropout.
-        device: where to.
+        device: where to; with several devices their kind.
         checkpoint: a file from which an interrupted training goes on and to which it saves itself; the caller removes it
             when the result is safe.
         checkpoint_seconds: time between two checkpoints.
@@ -103,28 +103,43 @@ def fit(
         AssayError: the loss is not finite (the message names epoch and step), or the data are not tensors.
     """
     device = torch.device(device)
-    with _seeded(seed, device):
-        loop = _Loop(recipe, seed, device)
+    if recipe.devices > 1:
+        from assay.train.devices import fit_on_devices
+
+        return fit_on_devices(recipe, seed, device, checkpoint, checkpoint_seconds, report)
+    with seeded(seed, device):
+        loop = Loop(recipe, seed, device)
         if checkpoint is not None and checkpoint.exists():
             loop.load_state(load_checkpoint(checkpoint))
         else:
             for hook in recipe.hooks:
                 hook.on_start(loop.run)
         loop.train(checkpoint, checkpoint_seconds, report)
-    model = loop.model.eval()
-    return Trained(
-        recipe=recipe,
-        model=model,
-        history=loop.run.history,
-        seconds=loop.seconds,
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        flops=count_flops(model, loop.inputs.take(torch.zeros(1, dtype=torch.int64))),
-        memory=loop.run.memory,
-    )
+    example = loop.inputs.take(torch.zeros(1, dtype=torch.int64))
+    return finished(recipe, loop.model.eval(), example, loop.run.history, loop.seconds, loop.run.memory)
+
+
+def finished(
+    recipe: Recipe, model: nn.Module, example: Tensor, history: dict[str, list[float]], seconds: float, memory: dict[str, Tensor]
+) -> Trained:
+    """What a training gives, with the network's size and the operations that one example takes."""
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Trained(recipe, model, history, seconds, parameters, count_flops(model, example), memory)
+
+
+def with_weights(recipe: Recipe, seed: int, device: torch.device, weights: dict[str, Tensor]) -> nn.Module:
+    """The recipe's network with weights that were trained before, in evaluation mode."""
+    with torch.random.fork_rng(devices=[]):  # the caller's random stream stays as it was
+        torch.manual_seed(seed)  # what is random in a network and not in its state (a fixed projection) comes back the same
+        model = recipe.model()
+    model.load_state_dict(weights)
+    if any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model.to(device).eval()
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Everything random inside follows ``seed``; the caller's random state is left as it was."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -158,7 +173,9 @@ class _Inputs:
         return batch.contiguous(memory_format=torch.channels_last) if self.channels_last else batch
 
 
-class _Loop:
+class Loop:
+    """A training on one device; :mod:`assay.train.devices` overrides what several processes do together."""
+
     def __init__(self, recipe: Recipe, seed: int, device: torch.device) -> None:
         self.recipe = recipe
         self.device = device
@@ -169,8 +186,9 @@ class _Loop:
         if device.type == "meta" or not any(p.requires_grad for p in self.model.parameters()):
             raise AssayError("The model has no trainable parameters.")
         channels_last = any(isinstance(m, nn.Conv2d) for m in self.model.modules())
-        if channels_last:
+        if channels_last and not self.sharded:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.forward = self._distributed()
         self.inputs = _Inputs(data.train, device, channels_last)
         self.labels = data.train.labels.to(device)
         self.watched = {
@@ -184,7 +202,7 @@ class _Loop:
         if isinstance(self.loss, nn.Module):
             parameters += [p for p in self.loss.parameters() if p.requires_grad]
         self.parameters = parameters
-        self.optimizer = _optimizer(recipe, parameters, device)
+        self.optimizer = _optimizer(recipe, parameters, device, fused=not self.sharded)
         count = len(data.train)
         steps = math.ceil(count / recipe.batch_size)
         self.scheduler = recipe.schedule(self.optimizer, steps * recipe.epochs) if recipe.schedule else None
@@ -198,6 +216,16 @@ class _Loop:
         self.seconds = 0.0
         self.classifies = not self.labels.is_floating_point() and self.labels.dim() == 1
 
+    #: Whether every process holds a part of the weights only.
+    sharded = False
+
+    def _distributed(self) -> Callable[[Tensor], Tensor]:
+        """What turns a batch into its outputs: the network itself."""
+        return self.model
+
+    def _clock(self) -> float:
+        return seconds(self.device)
+
     # ------------------------------------------------------------------------------------------------ training
 
     def train(self, checkpoint: Path | None, every: float, report: Report | None) -> None:
@@ -209,19 +237,19 @@ class _Loop:
                 self.order = torch.randperm(count, generator=self.order_generator) if self.recipe.shuffle else torch.arange(count)
                 self.order = self.order.to(self.device)
                 self.model.train()
-            began = seconds(self.device)
+            began = self._clock()
             while self.at < run.steps_per_epoch:
                 self._step()
                 now = time.perf_counter()
                 if report is not None and now - told > 1.0:
                     told = now
                     report(run.step, run.steps_per_epoch * run.epochs, f"epoch {run.epoch + 1}/{run.epochs}")
-                if checkpoint is not None and now - saved > every:
-                    self.seconds += seconds(self.device) - began
-                    save_checkpoint(checkpoint, self.state())
-                    saved, began = time.perf_counter(), seconds(self.device)
+                if checkpoint is not None and self._due(now - saved, every):
+                    self.seconds += self._clock() - began
+                    self._save(checkpoint)
+                    saved, began = time.perf_counter(), self._clock()
             self._finite()
-            self.seconds += seconds(self.device) - began
+            self.seconds += self._clock() - began
             self._end_epoch()
             if report is not None:
                 report(run.step, run.steps_per_epoch * run.epochs, f"epoch {run.epoch}/{run.epochs}")
@@ -241,7 +269,7 @@ class _Loop:
             if recipe.augment is not None:
                 run.inputs = recipe.augment(run.inputs, run.generator)
             with self._precision():
-                run.logits = self.model(run.inputs)
+                run.logits = self.forward(run.inputs)
             run.logits = run.logits.float() if recipe.precision != "float32" else run.logits
             for hook in recipe.hooks:
                 hook.before_loss(run)
@@ -292,7 +320,7 @@ class _Loop:
         if self.classifies:
             row["train_accuracy"] = (self.predicted == self.labels[self.order]).double().mean().item()
         for name, (split, inputs) in self.watched.items():
-            outputs = _outputs(self.model, split, self.device, inputs)
+            outputs = _outputs(self.model, split, self.device, inputs, self.forward)
             labels = split.labels.to(self.device)
             if not self.indexed:
                 row[f"{name}_loss"] = float(self.loss(outputs, labels).item())
@@ -310,12 +338,25 @@ class _Loop:
 
     # ---------------------------------------------------------------------------------------------- checkpoint
 
+    def _due(self, elapsed: float, every: float) -> bool:
+        return elapsed > every
+
+    def _save(self, checkpoint: Path) -> None:
+        save_checkpoint(checkpoint, self.state())
+
+    def weights(self) -> dict[str, Any]:
+        """The states of the network and of its optimizer."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def _load_weights(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
     def state(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         run = self.run
         return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            **self.weights(),
             "scheduler": self.scheduler.state_dict() if self.scheduler else {},
             "loss": self.loss.state_dict() if isinstance(self.loss, nn.Module) else {},
             "memory": run.memory,
@@ -333,9 +374,9 @@ class _Loop:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what :meth:`state` returned."""
         run, counts, random = self.run, state["counts"], state["random"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self._load_weights(state)
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         if isinstance(self.loss, nn.Module):
@@ -354,24 +395,31 @@ class _Loop:
         self.model.train()
 
 
-def _optimizer(recipe: Recipe, parameters: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
+def _optimizer(recipe: Recipe, parameters: list[nn.Parameter], device: torch.device, fused: bool = True) -> torch.optim.Optimizer:
     """The recipe's optimizer; torch's own ones in their fused form, which does the same arithmetic in one pass."""
     made = recipe.optimizer
     kind, given = getattr(made, "func", made), getattr(made, "keywords", {})
-    if kind in _FUSED and not {"fused", "foreach", "differentiable"} & set(given) and device.type in ("cpu", "cuda"):
+    if fused and kind in _FUSED and not {"fused", "foreach", "differentiable"} & set(given) and device.type in ("cpu", "cuda"):
         return made(parameters, fused=True)
     return made(parameters)
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, split: Split, device: torch.device, inputs: _Inputs | None = None, chunk: int = 1024) -> Tensor:
+def _outputs(
+    model: nn.Module,
+    split: Split,
+    device: torch.device,
+    inputs: _Inputs | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    chunk: int = 1024,
+) -> Tensor:
     """Outputs of a network in evaluation mode for a whole split, in order."""
     if inputs is None:
         inputs = _Inputs(split, device, any(isinstance(m, nn.Conv2d) for m in model.modules()))
     was_training = model.training
     model.eval()
     rows = torch.arange(len(split)).split(chunk)
-    out = torch.cat([model(inputs.take(part)).float() for part in rows])
+    out = torch.cat([(forward or model)(inputs.take(part)).float() for part in rows])
     model.train(was_training)
     return out
 
@@ -393,4 +441,4 @@ def count_flops(model: nn.Module, example: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-__all__ = ["Report", "Trained", "count_flops", "fit"]
+__all__ = ["Loop", "Report", "Trained", "count_flops", "finished", "fit", "seeded", "with_weights"]
