@@ -10,7 +10,7 @@ from typing import Any
 
 from assay.errors import AssayError
 from assay.lab.machine import commit, machine, versions
-from assay.paths import data_dir, folder, ledger_url, trained_dir
+from assay.paths import data_dir, folder, trained_dir
 
 Finding = dict[str, Any]
 
@@ -67,7 +67,7 @@ def _ledger() -> tuple[str, str]:
     from assay.lab.ledger import Ledger
 
     ledger = Ledger()
-    return "works", f"{len(ledger.rows(status='done'))} seeds done in {ledger_url()}"
+    return "works", f"{ledger.count_done()} seeds done in {ledger.place}"
 
 
 def _cache() -> tuple[str, str]:

@@ -61,14 +61,12 @@ def result(
     paper: Paper, claim: Claim, ledger: Ledger, scale: str, device: str, code: str, seeds: int | None = None
 ) -> Result | None:
     """What the ledger says of a claim for its present code; ``None`` where nothing is done yet."""
-    rows = ledger.done(paper.key, claim.name, scale, device, code)
-    if seeds is not None:
-        rows = {seed: row for seed, row in rows.items() if seed < seeds}
+    tried = ledger.rows(key=paper.key, claim=claim.name, scale=scale, device=device, code=code)
+    tried = [row for row in tried if seeds is None or row.seed < seeds]
+    rows = {row.seed: row for row in sorted(tried, key=lambda row: row.seed) if row.status == "done"}
     if not rows:
         return None
-    rows = dict(sorted(rows.items()))
-    tried = ledger.rows(key=paper.key, claim=claim.name, scale=scale, device=device, code=code)
-    unfinished = {row.seed: row.status for row in tried if row.seed not in rows and (seeds is None or row.seed < seeds)}
+    unfinished = {row.seed: row.status for row in tried if row.seed not in rows}
     verdict = judge(claim.expect, {seed: _arms(row) for seed, row in rows.items()})
     if unfinished and verdict.verdict == "holds":
         verdict = replace(verdict, verdict="inconclusive")

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from assay.lab.ledger import Ledger
+from assay.lab.ledger import PATIENCE, Ledger
 from assay.lab.units import Unit, failed
 
 #: ``watch(unit, moment, details)``; moments: "start", "progress" (fraction, note), "end" (status, seconds, error).
@@ -167,7 +167,7 @@ def _work(pipe: Connection, url: str) -> None:
     from assay.lab.units import measure
 
     torch.set_num_threads(1)
-    ledger = Ledger(url)
+    ledger = Ledger(url, patience=PATIENCE, keep=False)
     for unit in _tasks(pipe):
         rows = measure(unit, _Reporter(pipe))
         ledger.add(rows)
