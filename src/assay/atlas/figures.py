@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from assay.files import write_atomically
@@ -77,6 +78,22 @@ def of_claim(entry: Mapping[str, Any], subject: str | None, says: Mapping[str, f
         caption += " The ring is the paper’s number." if shown else ""
         found.append(_draw(_dots, caption, arms=arms, subject=subject, says=shown, unit=entry["unit"]))
     return found
+
+
+def of_trial(
+    arms: Mapping[str, Mapping[str, float]], subject: str | None, between: Mapping[str, tuple[float, float]], unit: str
+) -> Figure:
+    """All seeds of a trial's arms.
+
+    Args:
+        arms: arm -> seed -> number.
+        subject: the arm that gets the accent.
+        between: the interval of an arm's mean, where it has one.
+        unit: what the numbers are.
+    """
+    caption = "One dot for each seed, a line joining each seed over the arms; the bar is the mean, written at the right, the "
+    caption += "line through it the 95 % interval of the mean."
+    return _draw(_dots, caption, arms=arms, subject=subject, says={}, unit=unit, between=between)
 
 
 def prices(points: Sequence[Mapping[str, Any]]) -> Figure:
@@ -300,10 +317,18 @@ def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str
     return _finish(alt.layer(*layers), width, height, left, right, top, bottom)
 
 
-def _dots(width: int, arms: Mapping[str, Mapping[str, float]], subject: str | None, says: Mapping[str, float], unit: str) -> Any:
+def _dots(
+    width: int,
+    arms: Mapping[str, Mapping[str, float]],
+    subject: str | None,
+    says: Mapping[str, float],
+    unit: str,
+    between: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+) -> Any:
     alt = _alt()
     wide = width == WIDE
     values = [value for arm in arms.values() for value in arm.values()] + list(says.values())
+    values += [end for ends in between.values() for end in ends]
     log = _logarithmic(values, unit, 100)
     left = 12 + min(200, CHARACTER * max(map(len, arms))) if wide else 8
     right, step, top, bottom = 66, 40 if wide else 46, 30, 30
@@ -329,6 +354,10 @@ def _dots(width: int, arms: Mapping[str, Mapping[str, float]], subject: str | No
         mine = [row for row in rows if row["arm"] == arm]
         mean = statistics.fmean(seeds.values())
         layers.append(alt.Chart(alt.Data(values=mine)).mark_circle(color=colour, size=52, opacity=0.6).encode(x=x, y=y))
+        if arm in between:
+            low, high = between[arm]
+            reach = alt.Chart(alt.Data(values=[{"x": low, "x2": high, "row": place + drop}]))
+            layers.append(reach.mark_rule(color=colour, strokeWidth=2, opacity=1).encode(x=x, x2="x2:Q", y=y))
         tick = alt.Chart(alt.Data(values=[{"x": mean, "row": place + drop}]))
         layers.append(tick.mark_tick(color=colour, orient="vertical", size=20, thickness=2.5, opacity=1).encode(x=x, y=y))
         if arm in says:

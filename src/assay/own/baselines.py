@@ -10,6 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
 from torch import Tensor, nn
 
 from assay.data import Dataset, Split
@@ -123,26 +128,18 @@ def reference(data: Dataset, seed: int) -> dict[str, Tensor]:
 
 
 def _words(data: Dataset, seed: int) -> tuple[Any, Callable[[Split], Any]]:
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.pipeline import make_pipeline
-
     learner = LogisticRegression(C=10.0, max_iter=1000) if data.task == "classification" else Ridge()
     model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, tokenizer=words, token_pattern=None), learner)
     return model.fit(data.train.inputs, data.train.labels.numpy()), lambda split: split.inputs
 
 
 def _boosting(data: Dataset, seed: int) -> tuple[Any, Callable[[Split], Any]]:
-    from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
-
     kinds = {"classification": HistGradientBoostingClassifier, "regression": HistGradientBoostingRegressor}
     model = kinds[data.task](random_state=seed)
     return model.fit(_numbers(data.train), data.train.labels.numpy()), _numbers
 
 
 def _neighbours(data: Dataset, seed: int) -> tuple[Any, Callable[[Split], Any]]:
-    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-
     make = KNeighborsClassifier if data.task == "classification" else KNeighborsRegressor
     train, labels = _numbers(data.train), data.train.labels.numpy()
     models = [make(k).fit(train, labels) for k in _NEIGHBOURS if k <= len(labels)]

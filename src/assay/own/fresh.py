@@ -148,12 +148,12 @@ def _series(path: Path, preparation: Preparation, notes: list[str], chunk: int) 
     form = preparation.form
     if path.suffix.lower() == ".ts":
         values, labels = read_series(path)
-        fitted, target = _of_length(path, values, form, notes), pd.Series(labels, dtype=object)
-        inputs = filled(path, fitted)
+        inputs = filled(path, _of_length(path, values, form, notes))
+        target = None if labels is None else pd.Series(labels, dtype=object)
         for begin in range(0, len(inputs), chunk):
             piece = inputs[begin : begin + chunk]
             ids = [str(begin + place) for place in range(1, len(piece) + 1)]
-            yield Fresh(ids, piece, target.iloc[begin : begin + chunk])
+            yield Fresh(ids, piece, None if target is None else target.iloc[begin : begin + chunk])
         return
     columns = form.get("columns")
     if columns is None:

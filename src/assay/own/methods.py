@@ -13,7 +13,7 @@ import torch
 from assay import catalogue
 from assay.data import Dataset
 from assay.errors import AssayError
-from assay.recipe import Recipe
+from assay.recipe import PerExample, Recipe
 from assay.train.loop import fit
 
 Treatment = Callable[[Recipe], Recipe]
@@ -156,6 +156,8 @@ def words(value: Any, besides: Any = None) -> str:
     if isinstance(value, Dataset):
         known = besides.history if isinstance(besides, Dataset) else ()
         return "; ".join(value.history[len(known) :]) or value.name
+    if isinstance(value, PerExample):
+        return words(functools.partial(value.kind, **value.arguments))
     if isinstance(value, functools.partial):
         given = [words(one) for one in value.args] + [f"{name}={words(one)}" for name, one in value.keywords.items()]
         return f"{words(value.func)}({', '.join(given)})"

@@ -135,7 +135,11 @@ class Trial:
     def _facts(self, arm: str, recipe: Recipe, plain: Recipe) -> dict[str, Any]:
         return {
             "chosen": "best mean validation score over seeds, then the best seed" if self.valid.get(arm) else "no validation",
-            "recipe": {f.name: words(getattr(recipe, f.name)) for f in dataclasses.fields(Recipe) if f.name != "data"},
+            "recipe": {
+                entry.name: words(value)
+                for entry in dataclasses.fields(Recipe)
+                if (value := getattr(recipe, entry.name)) not in (None, ()) and entry.name != "data"
+            },
             "changes": changes(plain, recipe),
             "trial": self.as_dict(),
         }
@@ -274,7 +278,7 @@ def _afford(trial: Trial, end: float) -> None:
 
 def _measure(trial: Trial, data: Dataset, end: float | None, report: Report | None) -> None:
     """Fill the arms seed by seed; those that fail are refused."""
-    progress = _Progress(trial, end, report)
+    progress = _Progress(trial, data, end, report)
     try:
         for seed in range(trial.wanted):
             progress.require_round(seed)
@@ -339,8 +343,9 @@ def _refer(trial: Trial, data: Dataset, seed: int, end: float | None, progress: 
 class _Progress:
     """Tells how far it is, remembers how long arms last, and says when time is over."""
 
-    def __init__(self, trial: Trial, end: float | None, report: Report | None) -> None:
+    def __init__(self, trial: Trial, data: Dataset, end: float | None, report: Report | None) -> None:
         self.trial, self.end, self.report = trial, end, report
+        self.repeated = reference_varies(data)  # or it is done once, for the first seed
         self.done = 0
         self.lasted: dict[str, float] = {}  # seconds that an arm took for a seed, when it was really done
 
@@ -350,6 +355,7 @@ class _Progress:
             return
         trial = self.trial
         new = [arm for arm, recipe in trial.recipes.items() if not memory.known(recipe, seed, trial.device)]
+        new += [trial.reference] if self.repeated else []
         needed = sum(self.lasted.get(arm, 0.0) for arm in new)
         if clock.monotonic() + needed > self.end:
             raise TimeIsOver
