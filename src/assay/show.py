@@ -14,6 +14,7 @@ from rich.table import Table
 
 from assay import catalogue
 from assay.lab import evidence
+from assay.numbers import size
 
 if TYPE_CHECKING:
     from assay.lab.cache import Entry
@@ -220,17 +221,10 @@ def _price(found: Result, arm: str, control: str | None) -> str:
             text += f" (x{price['seconds'] / against:.2f})"
         parts.append(text)
     if "parameters" in price:
-        parts.append(f"{_size(price['parameters'])} parameters")
+        parts.append(f"{size(price['parameters'])} parameters")
     if "flops" in price:
-        parts.append(f"{_size(price['flops'])}FLOP")
+        parts.append(size(price["flops"], "FLOP"))
     return ", ".join(parts)
-
-
-def _size(count: float) -> str:
-    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= factor:
-            return f"{count / factor:.3g} {letter}"
-    return f"{count:.0f} "
 
 
 def verdict_rows(papers: Iterable[catalogue.Paper]) -> list[dict[str, Any]]:

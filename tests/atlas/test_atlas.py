@@ -385,10 +385,3 @@ def test_docstrings_become_blocks() -> None:
 def test_many_authors_are_shortened() -> None:
     paper = replace(catalogue.find("elr"), authors=tuple(f"A{place}" for place in range(30)))
     assert pages.Page(paper, ()).authors.endswith("A6 and 23 others")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.0, "0"), (0.903, "0.903"), (-1234.5, "−1,234"), (7.43e-8, "7.43e−8"), (0.25001, "0.25")]
-)
-def test_numbers_are_short(value: float, text: str) -> None:
-    assert figures.short(value) == text

@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 from assay.files import write_atomically
+from assay.numbers import short
 from assay.paths import trained_dir
 
 WIDE, NARROW, WHOLE = 660, 340, 1072  # pixels, the whole figure: beside the margin, on a phone, over the whole page
@@ -444,19 +445,6 @@ def _years(width: int, papers: Sequence[Mapping[str, Any]], last: int) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------ scales and words
-
-
-def short(value: float, digits: int = 4) -> str:
-    """A number with the digits that mean something."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 1000:
-        return f"{value:,.0f}".replace("-", "−")
-    text = f"{value:.{digits}g}"
-    if "e" in text:
-        factor, power = f"{value:.2e}".split("e")
-        text = f"{factor}e{int(power)}"
-    return text.replace("-", "−")
 
 
 def _logarithmic(values: Sequence[float], name: str, ratio: float) -> bool:

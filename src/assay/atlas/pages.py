@@ -16,8 +16,9 @@ from markupsafe import Markup, escape
 
 from assay import catalogue
 from assay.atlas import figures
-from assay.atlas.figures import Figure, short
+from assay.atlas.figures import Figure
 from assay.lab import evidence
+from assay.numbers import duration, short, signed, size
 
 VERDICTS = ("holds", "fails", "inconclusive", "not recorded")
 
@@ -145,8 +146,8 @@ class Claim:
                     span=f"{low} to {high}" if len(values) > 1 and low != high else "",
                     paper=short(reported[name][0]) if name in reported else "",
                     time=_time(self.entry["price"], name, self.control),
-                    parameters=_size(self.entry["price"].get(name, {}).get("parameters")),
-                    flops=_size(self.entry["price"].get(name, {}).get("flops")),
+                    parameters=_count(self.entry["price"], name, "parameters"),
+                    flops=_count(self.entry["price"], name, "flops"),
                     is_subject=name == self.subject,
                 )
             )
@@ -357,28 +358,12 @@ def _time(prices: Mapping[str, Mapping[str, float]], arm: str, control: str | No
     seconds, against = (prices.get(name or "", {}).get("seconds") for name in (arm, control))
     if seconds is None:
         return ""
-    return _duration(seconds) + (f" (×{seconds / against:.2f})" if against and arm != control else "")
+    return duration(seconds) + (f" (×{seconds / against:.2f})" if against and arm != control else "")
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 1e-3:
-        return f"{seconds * 1e6:.3g} µs"
-    if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
-    return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
-
-
-def _size(number: float | None) -> str:
-    if number is None:
-        return ""
-    for factor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= factor:
-            return f"{number / factor:.3g} {letter}"
-    return f"{number:.0f}"
-
-
-def _signed(value: float) -> str:
-    return short(value, 3) if value < 0 else "+" + short(value, 3)
+def _count(prices: Mapping[str, Mapping[str, float]], arm: str, what: str) -> str:
+    count = prices.get(arm, {}).get(what)
+    return "" if count is None else size(count)
 
 
 def _test(test: Mapping[str, Any]) -> Test:
@@ -393,8 +378,8 @@ def _test(test: Mapping[str, Any]) -> Test:
     return Test(
         expectation=test["expectation"],
         verdict=test["verdict"],
-        effect=_signed(effect) if effect is not None else "not measured",
-        interval=f"{_signed(low)} to {_signed(high)} ({100 * test['level']:.0f} %)" if known else "no interval",
+        effect=signed(effect) if effect is not None else "not measured",
+        interval=f"{signed(low)} to {signed(high)} ({100 * test['level']:.0f} %)" if known else "no interval",
         p=("p < 0.001" if p < 0.001 else f"p = {p:.2g}") if known else "",
         standardised=f"g = {short(standardised, 3)}" if standardised is not None else "",
         note=note,
