@@ -161,6 +161,37 @@ def verdicts(
 
 
 @app.command()
+def digest(
+    since: Annotated[str | None, typer.Option(help="A date, e.g. `2026-01-31`; without it, the last seven days.")] = None,
+    as_html: Annotated[bool, typer.Option("--html", help="Print a page of HTML, for a mail.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Tell the news: papers added, verdicts new or changed, evidence gone stale. Piped, it is Markdown.
+
+    `assay digest | mail -s assay you@example.org` in a crontab makes a weekly letter of it.
+    """
+    from datetime import UTC, datetime, timedelta
+
+    from assay import catalogue
+    from assay import digest as news
+    from assay.show import console
+
+    first = (datetime.now(UTC) - timedelta(days=7)).date().isoformat() if since is None else news.day(since)
+    found = news.news(catalogue.papers().values())
+    text = news.markdown(found, first)
+    if as_json:
+        _print_json([news.as_dict(one) for one in found if one.when >= first])
+    elif as_html:
+        print(news.html(text))
+    elif console().is_terminal:
+        from rich.markdown import Markdown
+
+        console().print(Markdown(text))
+    else:
+        print(text)
+
+
+@app.command()
 def record(
     what: Annotated[list[str] | None, typer.Argument(help="`KEY`, `KEY:CLAIM` or a topic.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything that the ledger has.")] = False,

@@ -61,6 +61,23 @@ def code_fingerprint(module: str, name: str, expectations: bool = False) -> str:
     Returns:
         32 hexadecimal digits.
     """
+    reached = _reached(module, name, expectations)
+    bare = {key: text.split("@")[0] if text.startswith("external:") else text for key, text in reached.items()}
+    return _digest({"protocol": str(PROTOCOL), **bare})
+
+
+def code_files(module: str, name: str) -> list[Path]:
+    """The first-party files that hold what a claim's fingerprint is made of: whoever asks when it changed looks at these."""
+    modules = {key.lstrip("*").partition(":")[0] for key in _reached(module, name, expectations=True)}
+    origins = [_origin(known) for known in modules if _first_party(known) and not _is_infrastructure(known)]
+    return sorted(Path(origin[0]) for origin in origins if origin is not None)
+
+
+def _is_infrastructure(module: str) -> bool:
+    return any(module == known or module.startswith(f"{known}.") for known in _INFRASTRUCTURE)
+
+
+def _reached(module: str, name: str, expectations: bool) -> dict[str, str]:
     reached: dict[str, str] = {}
     _reach(module, name, reached)
     if expectations:
@@ -69,8 +86,7 @@ def code_fingerprint(module: str, name: str, expectations: bool = False) -> str:
             for word in _expected(statement):
                 reached[f"{module}:{name} expects"] = ast.dump(word)
                 _follow(module, _names(word), reached)
-    bare = {key: text.split("@")[0] if text.startswith("external:") else text for key, text in reached.items()}
-    return _digest({"protocol": str(PROTOCOL), **bare})
+    return reached
 
 
 def _expected(statement: ast.stmt) -> list[ast.expr]:
@@ -332,7 +348,7 @@ def _reach(module: str, name: str, reached: dict[str, str]) -> None:
     key = f"{module}:{name}"
     if key in reached:
         return
-    if any(module == known or module.startswith(f"{known}.") for known in _INFRASTRUCTURE):
+    if _is_infrastructure(module):
         reached[key] = f"protocol {PROTOCOL}"
         return
     if not _first_party(module):

@@ -268,7 +268,7 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
         if "tests" not in row:
             table.add_row(f"  {row['claim']}", f"[dim]{row['verdict']}[/]")
             continue
-        test = next(test for test in row["tests"] if test["verdict"] == row["verdict"] or test is row["tests"][-1])
+        test = evidence.decisive(row)
         mark = _colour(row["verdict"]) + (" " + _colour("stale") if row["stale"] else "")
         interval = "" if test["low"] is None or test["high"] is None else f"{test['low']:+.3g} to {test['high']:+.3g}"
         q = f"{row['q']:.1g}" if row["verdict"] == "holds" else ""

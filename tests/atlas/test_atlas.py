@@ -1,15 +1,15 @@
 """The atlas: complete, escaped, self-contained, the same bytes from the same inputs."""
 
+from __future__ import annotations
+
 import json
 import re
-import threading
-import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -18,125 +18,19 @@ from typer.testing import CliRunner
 from assay import catalogue
 from assay.atlas import build as building
 from assay.atlas import figures, pages
-from assay.atlas.build import build
+from assay.atlas.build import Atlas, build
 from assay.atlas.commands import atlas_app
-from assay.atlas.serve import server
 from assay.errors import AssayError
-from assay.lab import evidence
+
+if TYPE_CHECKING:
+    from .conftest import Made
 
 pytestmark = pytest.mark.skipif(
     any(find_spec(module) is None for module in ("altair", "vl_convert", "jinja2")), reason="the extra web is not installed"
 )
 
+Make = Callable[..., dict[str, Any]]
 EVIL = "<script>alert('1')</script>&\""
-SOURCE = f'''"""Lesson {EVIL.replace('"', "'")}.
-
-See ``{EVIL.replace('"', "'")}``:
-
-- one
-- two
-
-    code <b>
-"""
-from assay.paper import Above, claim
-
-@claim("Statement <script>alert(1)</script> of \\"it\\".", expect=Above("a", 0.5), scaled_down="{EVIL.replace('"', "'")}")
-def first_claim(lab):
-    return {{"a": 1}}  # </code></pre><script>alert(1)</script>
-'''
-
-
-def line(offset: float, x: list[float] | None = None) -> dict[str, Any]:
-    x = x or [float(place) for place in range(1, 21)]
-    mean = [offset + 0.01 * place for place in range(len(x))]
-    names = {"x_name": EVIL, "y_name": "accuracy"}
-    return {**names, "x": x, "mean": mean, "low": [y - 0.01 for y in mean], "high": [y + 0.02 for y in mean]}
-
-
-def entry(*arms: str, **changes: Any) -> dict[str, Any]:
-    method, control = arms[0], arms[1]
-    test = {
-        "expectation": f"{method} above {control} + 0.1",
-        "effect": 0.25,
-        "low": 0.14,
-        "high": 0.36,
-        "level": 0.95,
-        "wanted": [0.1, None],
-        "standardised": 3.1,
-        "p": 0.0177,
-        "verdict": "holds",
-        "more_seeds": None,
-        "method": "t",
-        "note": "",
-    }
-    return {
-        "verdict": "holds",
-        "seeds": 2,
-        "statement": "ignored",
-        "unit": "test accuracy",
-        "scaled_down": "",
-        "scale": "laptop",
-        "device": "cpu",
-        "p": 0.0177,
-        "tests": [test],
-        "more_seeds": None,
-        "arms": {arm: {"0": 0.9 - 0.2 * place, "1": 0.91 - 0.2 * place} for place, arm in enumerate(arms)},
-        "price": {method: {"seconds": 6.0, "parameters": 1000}, control: {"seconds": 5.0, "flops": 2e6}},
-        "curves": {},
-        "reported": [{"what": "Somewhere", "values": {method: 0.892, "third": 0.5}, "where": "Table 1"}],
-        "code": "0",
-        "commit": "0123456789abcdef",
-        "machine": {"processor": "Some CPU", "cores": 2, "system": "Linux"},
-        "versions": {"torch": "2.13"},
-        "date": "2026-01-02",
-        "rerun": "assay run some:claim --seeds 2",
-    } | changes
-
-
-@dataclass
-class Made:
-    folder: Path
-    evil: catalogue.Paper
-    shown: list[catalogue.Paper]
-
-    def html(self) -> list[Path]:
-        return sorted(self.folder.rglob("*.html"))
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    """The whole catalogue and a paper that tries to break out of every field, with evidence of its own and of ELR's."""
-    tmp = tmp_path_factory.mktemp("atlas")
-    (tmp / "evil.py").write_text(SOURCE)
-    (tmp / "evidence").mkdir()
-    evil = catalogue.Paper(
-        key="evil",
-        topic=EVIL,
-        title=EVIL,
-        authors=(EVIL, "Second"),
-        year=1999,
-        link="javascript:alert(1)",
-        kind=EVIL,
-        summary=EVIL,
-        api=EVIL,
-        bibtex=EVIL,
-        path=tmp / "evil.py",
-    )
-    curves = {EVIL: line(0.5), "control": line(0.2, [1.0, 10.0, 1000.0])}
-    said = [{"what": EVIL, "values": {EVIL: 0.6}, "where": EVIL}]
-    words = {"unit": EVIL, "rerun": EVIL, "machine": {"processor": EVIL}, "versions": {EVIL: EVIL}, "reported": said}
-    wicked = entry(EVIL, "control", "only a number", curves=curves, commit=EVIL, device=EVIL, **words)
-    for key, claims in (("evil", {"first_claim": wicked}), ("elr", {"resists_wrong_labels": entry("ELR", "cross-entropy")})):
-        (tmp / "evidence" / f"{key}.json").write_text(json.dumps({"claims": claims}))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ASSAY_HOME", str(tmp / "home"))
-        patch.setenv("ASSAY_EVIDENCE", str(tmp / "evidence"))
-        patch.setattr(evidence, "is_stale", lambda paper, name, entry: paper.key == "evil")
-        shown = [*catalogue.papers().values(), evil]
-        build(tmp / "site", shown)
-        yield Made(tmp / "site", evil, shown)
-
-
 VOID = {"meta", "link", "input", "br", "hr", "img", "wbr"}
 
 
@@ -215,6 +109,7 @@ def test_nothing_is_fetched_from_elsewhere(made: Made) -> None:
         assert not re.search(r"url\(|<style|@import|src=\"http", path.read_text())
     assert not re.search(r"url\(|@import|https?:", (made.folder / "atlas.css").read_text())
     assert not re.search(r"fetch|XMLHttp|import\(|https?:", (made.folder / "atlas.js").read_text())
+    assert not (made.folder / "live.js").exists()  # following runs is for the page that a server of this machine shows
 
 
 def test_internal_links_resolve(made: Made) -> None:
@@ -240,6 +135,8 @@ def test_a_page_shows_verdict_effect_price_and_command(made: Made) -> None:
         "torch 2.13",
         "2026-01-02",
         "not recorded yet",
+        "laptop scale, 2 seeds",
+        "papers/labels/elr.py, lines",
         "EarlyLearningRegularization ( nn",
     ):
         assert said in words, said
@@ -250,7 +147,7 @@ def test_a_page_shows_verdict_effect_price_and_command(made: Made) -> None:
 
 def test_the_same_inputs_give_the_same_bytes(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASSAY_HOME", str(tmp_path / "elsewhere"))  # nothing is cached there
-    again = build(tmp_path / "site", made.shown)
+    again = build(tmp_path / "site", Atlas(made.shown))
     assert again.changed == len(again.files)
     for name in again.files:
         assert (tmp_path / "site" / name).read_bytes() == (made.folder / name).read_bytes(), name
@@ -258,63 +155,107 @@ def test_the_same_inputs_give_the_same_bytes(made: Made, tmp_path: Path, monkeyp
 
 def test_what_is_unchanged_is_left_and_what_is_gone_is_removed(made: Made, tmp_path: Path) -> None:
     elr = catalogue.find("elr")
-    assert build(tmp_path / "site", [elr, made.evil]).changed == 9
-    assert build(tmp_path / "site", [elr, made.evil]).changed == 0
+    assert build(tmp_path / "site", Atlas([elr, made.evil])).changed == 10
+    assert build(tmp_path / "site", Atlas([elr, made.evil])).changed == 0
     (tmp_path / "precious").write_text("mine")
     listed = tmp_path / "site" / "atlas.json"
     listed.write_text(json.dumps({"files": [*json.loads(listed.read_text())["files"], "../precious"]}))
-    build(tmp_path / "site", [elr])
+    build(tmp_path / "site", Atlas([elr]))
     assert not (tmp_path / "site" / "papers" / "evil.html").exists()
     assert (tmp_path / "site" / "papers" / "elr.html").exists()
     assert (tmp_path / "precious").exists()
 
 
-def test_a_cached_figure_needs_no_drawing(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_160_papers_fit_on_a_light_home_page(many: list[catalogue.Paper], tmp_path: Path) -> None:
+    home = Atlas(many)["index.html"].encode()
+    assert home.count(b"data-year=") == 160
+    assert len(home) < 300_000
+
+
+def test_a_page_whose_figures_are_kept_is_made_without_drawing_or_highlighting(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atlas = Atlas(made.shown)
     monkeypatch.setattr(figures, "_svg", lambda chart: pytest.fail("drawn again"))
-    build(tmp_path / "site", made.shown)
+    monkeypatch.setattr("pygments.highlight", lambda *words: pytest.fail("highlighted again"))
+    for paper in made.shown:
+        assert atlas[f"papers/{paper.key}.html"]
 
 
-def test_a_catalogue_of_170_papers_fits_on_a_light_home_page(made: Made, tmp_path: Path) -> None:
-    papers = list(catalogue.papers().values())
-    build(tmp_path / "one", papers[:1])
-    build(tmp_path / "all", papers)
-    one, everything = ((tmp_path / name / "index.html").stat().st_size for name in ("one", "all"))
-    assert one + 170 * (everything - one) / (len(papers) - 1) < 300_000
+def test_claims_and_imports_point_at_their_lines(made: Made) -> None:
+    elr = next(page for page in Atlas(made.shown).pages if page.paper.key == "elr")
+    source = elr.paper.path.read_text().splitlines()
+    [(name, link)] = elr.imports
+    assert source[int(link.removeprefix("#L")) - 1].startswith(f"class {name}(")
+    first = elr.claims[0]
+    assert source[int(first.lines[0].removeprefix("#L")) - 1].startswith("@claim(")
+    html = (made.folder / "papers" / "elr.html").read_text()
+    assert f'href="{link}"' in html
+    assert f'href="{first.lines[0]}"' in html
+
+
+def test_figures_come_before_the_lesson(made: Made) -> None:
+    html = (made.folder / "papers" / "evil.html").read_text()
+    assert html.index("<figure>") < html.index('id="_idea"') < html.index('id="_source"')
+
+
+def test_what_this_machine_measured_is_shown_until_it_is_recorded(made: Made, entry: Make) -> None:
+    elr = catalogue.find("elr")
+    fresh = {"elr": {"memorises_less": entry("ELR", "cross-entropy", verdict="fails")}}
+    atlas = Atlas([elr], fresh)
+    claim = next(claim for claim in atlas.pages[0].claims if claim.name == "memorises_less")
+    assert claim.state == "fails, not recorded yet"
+    assert "measured on this machine, not recorded yet" in atlas["papers/elr.html"]
+    assert "fails, not recorded yet" in atlas["index.html"]
+    assert "memorises_less" not in atlas["feed.xml"]
+
+
+def test_pages_with_the_same_evidence_are_taken_over(made: Made, entry: Make) -> None:
+    first = Atlas(made.shown)
+    second = Atlas(made.shown, {"elr": {"memorises_less": entry("ELR", "cross-entropy")}}, before=first)
+    assert [one is two for one, two in zip(first.pages, second.pages, strict=True)] == [
+        page.paper.key != "elr" for page in first.pages
+    ]
+
+
+def test_a_broken_off_build_leaves_nothing_unknown(made: Made, tmp_path: Path) -> None:
+    elr = catalogue.find("elr")
+    build(tmp_path / "site", Atlas([elr, made.evil]))
+    broken = Atlas([elr])
+    broken.files["index.html"] = lambda: pytest.fail("broken off")
+    with pytest.raises(pytest.fail.Exception):
+        build(tmp_path / "site", broken)
+    build(tmp_path / "site", Atlas([elr]))
+    assert {path.name for path in (tmp_path / "site" / "papers").iterdir()} == {"elr.html"}
 
 
 def test_a_folder_of_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(AssayError, match="holds other things"):
-        build(tmp_path, [])
+        build(tmp_path, Atlas([]))
     with pytest.raises(AssayError, match="is a file"):
-        build(tmp_path / "thesis.tex", [])
+        build(tmp_path / "thesis.tex", Atlas([]))
 
 
-def test_missing_extras_are_named_with_their_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_extras_are_named_with_their_mend(monkeypatch: pytest.MonkeyPatch) -> None:
     found = building.importlib.util.find_spec
     monkeypatch.setattr(building.importlib.util, "find_spec", lambda name: None if name == "altair" else found(name))
     with pytest.raises(AssayError, match=r'needs altair: .*pip install "assay\[web\]"'):
-        build(tmp_path / "site", [])
+        Atlas([])
 
 
 def test_an_empty_catalogue_is_a_site_too(tmp_path: Path, home: Path) -> None:
-    assert "index.html" in build(tmp_path / "site", []).files
+    assert "index.html" in build(tmp_path / "site", Atlas([])).files
 
 
-def test_build_from_the_command_line_and_serve(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogue, "papers", lambda: {"elr": made.shown[0]})
-    told = CliRunner().invoke(atlas_app, ["build", "--output", str(tmp_path / "site")])
+def test_build_from_the_command_line(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogue, "papers", lambda: {"elr": next(p for p in made.shown if p.key == "elr")})
+    told = CliRunner().invoke(atlas_app, ["build", "--output", str(tmp_path / "site"), "--address", "https://example.org/a"])
     assert told.exit_code == 0
     assert "index.html" in told.output
-    with server(tmp_path / "site", 0) as running:
-        assert running.server_address[0] == "127.0.0.1"
-        threading.Thread(target=running.serve_forever, daemon=True).start()
-        with urllib.request.urlopen(f"http://127.0.0.1:{running.server_port}/", timeout=10) as answer:
-            assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
-            assert answer.read() == (tmp_path / "site" / "index.html").read_bytes()
-        with pytest.raises(AssayError, match="choose another with --port"):
-            server(tmp_path, running.server_port)
-        running.shutdown()
+    assert 'href="https://example.org/a/papers/' in (tmp_path / "site" / "feed.xml").read_text()
+    with pytest.raises(AssayError, match="no address of a site"):
+        CliRunner().invoke(atlas_app, ["build", "--address", "example.org"], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +268,7 @@ def test_build_from_the_command_line_and_serve(made: Made, tmp_path: Path, monke
         ("ELR below 0.05", ("ELR", None)),
     ],
 )
-def test_subject_and_control_are_read_from_the_expectation(expectation: str, arms: tuple[str, str | None]) -> None:
+def test_subject_and_control_are_read_from_the_expectation(entry: Make, expectation: str, arms: tuple[str, str | None]) -> None:
     names = ("cross-entropy", "ELR", "ELR, memorised", "cross-entropy, memorised")
     recorded = entry("ELR", "cross-entropy", arms={name: {"0": 1.0} for name in names})
     recorded["tests"][0]["expectation"] = expectation
@@ -336,7 +277,7 @@ def test_subject_and_control_are_read_from_the_expectation(expectation: str, arm
 
 
 @pytest.mark.parametrize(("wanted", "ours", "gain"), [([0.1, None], 0.9, 50.0), ([None, -0.1], 0.3, 50.0)])
-def test_gain_points_where_the_claim_wishes(wanted: list[float | None], ours: float, gain: float) -> None:
+def test_gain_points_where_the_claim_wishes(entry: Make, wanted: list[float | None], ours: float, gain: float) -> None:
     recorded = entry("ELR", "cross-entropy", arms={"ELR": {"0": ours}, "cross-entropy": {"0": 0.6}})
     recorded["tests"][0]["wanted"] = wanted
     page = pages.Page(catalogue.find("elr"), (pages.Claim("name", "Statement.", "", "holds", False, recorded),))
@@ -345,7 +286,7 @@ def test_gain_points_where_the_claim_wishes(wanted: list[float | None], ours: fl
     assert priced.time == pytest.approx(1.2)
 
 
-def test_one_seed_has_no_interval(home: Path) -> None:
+def test_one_seed_has_no_interval(home: Path, entry: Make) -> None:
     test = entry("a", "b")["tests"][0] | {"low": None, "high": None, "note": "one seed cannot decide", "verdict": "inconclusive"}
     recorded = entry("a", "b", tests=[test], seeds=1, arms={"a": {"0": 0.7}, "b": {"0": 0.7}}, verdict="inconclusive")
     claim = pages.Claim("name", "Statement.", "", "inconclusive", False, recorded)
@@ -354,7 +295,7 @@ def test_one_seed_has_no_interval(home: Path) -> None:
     assert "One dot" in claim.figures[0].caption
 
 
-def test_lines_of_seeds_with_other_places_are_drawn_each(home: Path) -> None:
+def test_lines_of_seeds_with_other_places_are_drawn_each(home: Path, entry: Make) -> None:
     seeds = {"0": {"x": [1.0, 2.0], "y": [0.1, None]}, "1": {"x": [1.5, 2.5], "y": [0.2, 0.3]}}
     curves = {"a": {"x_name": "seconds (logarithmic)", "y_name": "", "seeds": seeds}}
     recorded = entry("a", "b", curves=curves)

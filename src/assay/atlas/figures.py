@@ -13,15 +13,14 @@ import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from assay.files import write_atomically
+from assay.atlas.kept import kept
 from assay.numbers import short
-from assay.paths import trained_dir
 
 WIDE, NARROW, WHOLE = 660, 340, 1072  # pixels, the whole figure: beside the margin, on a phone, over the whole page
 CHARACTER = 6.4  # mean width of a letter of 12 pixels
@@ -147,13 +146,14 @@ def _draw(chart: Callable[..., Any], caption: str, wide: int = WIDE, **shown: An
 
 def _kept(chart: Callable[..., Any], width: int, shown: Mapping[str, Any]) -> str:
     what = json.dumps([_maker(), chart.__name__, width, shown], ensure_ascii=False)
-    path = trained_dir().parent / "atlas" / f"{hashlib.sha256(what.encode()).hexdigest()[:32]}.svg"
-    try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, UnicodeDecodeError):
-        svg = _svg(chart(width, **shown))
-        write_atomically(path, lambda temporary: temporary.write_text(svg, encoding="utf-8"))
-        return svg
+    return kept(what, "svg", partial(_drawn, chart, width, shown))
+
+
+def _drawn(chart: Callable[..., Any], width: int, shown: Mapping[str, Any]) -> str:
+    from altair.utils.schemapi import debug_mode
+
+    with debug_mode(False):  # checking a chart against the schema takes longer than drawing it; the converter tells what is wrong
+        return _svg(chart(width, **shown))
 
 
 @cache
@@ -176,7 +176,7 @@ def _svg(chart: Any) -> str:
     """SVG to stand inside a page: colours are the page's, sizes in the view box only, nothing superfluous."""
     import vl_convert
 
-    svg = str(vl_convert.vegalite_to_svg(chart.to_dict(), allowed_base_urls=[]))
+    svg = str(vl_convert.vegalite_to_svg(chart.to_dict(validate=False), allowed_base_urls=[]))
     svg = re.sub(r"<[^>]*>", _tidy_tag, svg)
     while _EMPTY.search(svg):
         svg = _EMPTY.sub("", svg)

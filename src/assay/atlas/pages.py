@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import statistics
 import textwrap
+import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from assay import catalogue
 from assay.atlas import figures
 from assay.atlas.figures import Figure
+from assay.atlas.kept import kept
 from assay.lab import evidence
 from assay.numbers import duration, short, signed, size
 
 VERDICTS = ("holds", "fails", "inconclusive", "not recorded")
+
+#: Width of the strips that show intervals.
+STRIP = 180
 
 #: The topics are questions that people come with.
 QUESTIONS = {
@@ -69,7 +78,7 @@ def filled(arms: Iterable[Arm]) -> set[str]:
 
 @dataclass(frozen=True)
 class Interval:
-    """Where effect, interval and wanted region lie on a strip that is 100 wide; ``None`` where there is no interval."""
+    """Where effect, interval and wanted region lie on a strip that is :data:`STRIP` wide."""
 
     low: float
     high: float
@@ -94,7 +103,18 @@ class Test:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim with what is recorded of it."""
+    """A claim with what is known of it.
+
+    Attributes:
+        name: its function's.
+        statement: what it says.
+        scaled_down: what is smaller than in the paper.
+        verdict: one of :data:`VERDICTS`.
+        stale: whether its code has changed since.
+        entry: what is recorded, or else what this machine's ledger has; empty where it was never measured.
+        recorded: whether the entry is evidence; if not, it is what this machine has measured.
+        lines: link to its code on its paper's page, and what to call it.
+    """
 
     name: str
     statement: str
@@ -102,6 +122,13 @@ class Claim:
     verdict: str
     stale: bool
     entry: Mapping[str, Any] = field(default_factory=dict)
+    recorded: bool = True
+    lines: tuple[str, str] = ("", "")
+
+    @property
+    def state(self) -> str:
+        """The verdict, and what to know about it, in words."""
+        return self.verdict + (", stale" if self.stale else "") + ("" if self.recorded else ", not recorded yet")
 
     @property
     def words(self) -> str:
@@ -111,12 +138,17 @@ class Claim:
     @property
     def subject(self) -> str | None:
         """The arm that the first expectation is about."""
-        return _arms_of(self.entry)[0]
+        return evidence.compared(self.entry)[0]
 
     @property
     def control(self) -> str | None:
         """The arm that the first expectation compares with."""
-        return _arms_of(self.entry)[1]
+        return evidence.compared(self.entry)[1]
+
+    @property
+    def took(self) -> str:
+        """How long measuring it took, all seeds together."""
+        return duration(self.entry["seconds"])
 
     @cached_property
     def figures(self) -> list[Figure]:
@@ -171,10 +203,23 @@ class Claim:
 
 @dataclass(frozen=True)
 class Page:
-    """A paper with its claims."""
+    """A paper with its claims.
+
+    Attributes:
+        paper: its facts.
+        claims: in the order of its file.
+        entries: what is recorded of it.
+        fresh: what this machine's ledger has beyond that.
+    """
 
     paper: catalogue.Paper
     claims: tuple[Claim, ...]
+    entries: Mapping[str, Any] = field(default_factory=dict)
+    fresh: Mapping[str, Any] = field(default_factory=dict)
+
+    def shows(self, paper: catalogue.Paper, entries: Mapping[str, Any], fresh: Mapping[str, Any]) -> bool:
+        """Whether the page is about this, and nothing has come since."""
+        return (self.paper, self.entries, self.fresh) == (paper, entries, fresh)
 
     @property
     def href(self) -> str:
@@ -215,22 +260,55 @@ class Page:
     @property
     def sources(self) -> Iterator[tuple[str, str, Markup]]:
         """Name, prefix of the line anchors, and highlighted lines of every file."""
-        for place, path in enumerate(catalogue.files(self.paper)):
-            prefix = "L" if place == 0 else f"{path.stem}-L"
-            name = path.relative_to(catalogue.ROOT.parent).as_posix() if path.is_relative_to(catalogue.ROOT) else path.name
-            yield name, prefix, highlight(path.read_text(encoding="utf-8"), prefix)
+        for path, prefix in _files(self.paper):
+            yield _file_name(path), prefix, highlight(path.read_text(encoding="utf-8"), prefix)
+
+    @property
+    def imports(self) -> list[tuple[str, str]]:
+        """The names that its import line brings, and links to their code."""
+        places = _places(self.paper)
+        names = re.findall(r"\w+", self.paper.api.partition("import")[2])
+        return [(name, places[name][0]) for name in names if name in places]
 
 
-def page(paper: catalogue.Paper) -> Page:
-    """A paper with all that is recorded of it."""
-    entries = evidence.recorded(paper.key)
-    claims = []
+def _files(paper: catalogue.Paper) -> list[tuple[Path, str]]:
+    """The files of a paper, and the prefix of each one's line anchors."""
+    return [(path, "L" if place == 0 else f"{path.stem}-L") for place, path in enumerate(catalogue.files(paper))]
+
+
+def _file_name(path: Path) -> str:
+    return path.relative_to(catalogue.ROOT.parent).as_posix() if path.is_relative_to(catalogue.ROOT) else path.name
+
+
+def _places(paper: catalogue.Paper) -> dict[str, tuple[str, str]]:
+    """Top-level definition -> link to its first line, and its lines in words."""
+    found = {}
+    for path, prefix in _files(paper):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+                words = f"{_file_name(path)}, lines {first} to {node.end_lineno}"
+                found[node.name] = (f"#{prefix}{first}", words)
+    return found
+
+
+def page(paper: catalogue.Paper, entries: Mapping[str, Any], fresh: Mapping[str, Any] | None = None) -> Page:
+    """A paper with all that is known of it.
+
+    Args:
+        paper: its facts.
+        entries: claim -> evidence.
+        fresh: claim -> what this machine's ledger has, where there is no evidence or it is stale; it is shown instead.
+    """
+    fresh, places, claims = fresh or {}, _places(paper), []
     for text in catalogue.claim_texts(paper):
-        entry = entries.get(text.name, {})
+        entry = fresh.get(text.name) or entries.get(text.name, {})
+        recorded = text.name not in fresh
         verdict = entry.get("verdict", "not recorded")
-        stale = bool(entry) and evidence.is_stale(paper, text.name, entry)
-        claims.append(Claim(text.name, text.statement, text.scaled_down, verdict, stale, entry))
-    return Page(paper, tuple(claims))
+        stale = recorded and bool(entry) and evidence.is_stale(paper, text.name, entry)
+        lines = places.get(text.name, ("", ""))
+        claims.append(Claim(text.name, text.statement, text.scaled_down, verdict, stale, entry, recorded, lines))
+    return Page(paper, tuple(claims), entries, fresh)
 
 
 # ------------------------------------------------------------------------------------------------ the whole
@@ -341,18 +419,6 @@ def price_figure(found: Sequence[Priced]) -> Figure:
 # ------------------------------------------------------------------------------------------------ parts
 
 
-def _arms_of(entry: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """Subject and control of the first expectation, as its words name them: ``ELR above cross-entropy + 0.1``."""
-    if not entry:
-        return None, None
-    words = entry["tests"][0]["expectation"].removeprefix("rank correlation of ")
-    arms = sorted(entry["arms"], key=len, reverse=True)  # the longest first: one arm's name may begin another's
-    subject = next((arm for arm in arms if re.match(rf"{re.escape(arm)} (above|below|within|and) ", words)), None)
-    rest = words.removeprefix(subject or "")
-    control = next((arm for arm in arms if arm != subject and re.search(rf"(?<=[ ]){re.escape(arm)}(?= |$)", rest)), None)
-    return subject, control
-
-
 def _time(prices: Mapping[str, Mapping[str, float]], arm: str, control: str | None) -> str:
     """Seconds, and how many times those of the control."""
     seconds, against = (prices.get(name or "", {}).get("seconds") for name in (arm, control))
@@ -396,9 +462,9 @@ def _strip(low: float, high: float, effect: float, wanted: Sequence[float | None
     left, right = left - room, right + room
 
     def place(value: float) -> float:
-        return round(100 * (value - left) / (right - left), 2)
+        return round(STRIP * (value - left) / (right - left), 2)
 
-    bounds = (place(wanted[0]) if wanted[0] is not None else 0.0, place(wanted[1]) if wanted[1] is not None else 100.0)
+    bounds = (place(wanted[0]) if wanted[0] is not None else 0.0, place(wanted[1]) if wanted[1] is not None else float(STRIP))
     return Interval(place(low), place(high), place(effect), bounds, place(0.0) if left < 0 < right else None)
 
 
@@ -450,13 +516,25 @@ def blocks(docstring: str) -> list[tuple[str, list[Any]]]:
 
 def highlight(source: str, prefix: str) -> Markup:
     """Python with a class for each kind of token, and an anchor for each line."""
+    what = f"{version('pygments')} {inspect.getsource(_highlighted)} {prefix}\0{source}"
+    return Markup(kept(what, "html", lambda: _highlighted(source, prefix)))  # our own markup: _highlighted escapes
+
+
+def _highlighted(source: str, prefix: str) -> str:
     from pygments import highlight as colour  # type: ignore[import-untyped]
     from pygments.formatters import HtmlFormatter  # type: ignore[import-untyped]
     from pygments.lexers import PythonLexer  # type: ignore[import-untyped]
 
     lines = str(colour(source, PythonLexer(stripnl=False), HtmlFormatter(nowrap=True))).rstrip("\n").split("\n")
-    start = escape(prefix)
-    return Markup("\n").join(
-        Markup('<a id="{0}{1}" href="#{0}{1}" data-line="{1}"></a>').format(start, place) + Markup(line)
-        for place, line in enumerate(lines, start=1)
-    )
+    link = Markup('<a id="{0}{1}" href="#{0}{1}" data-line="{1}" aria-label="line {1}" tabindex="-1"></a>')
+    return Markup("\n").join(link.format(prefix, place) + Markup(line) for place, line in enumerate(lines, start=1))
+
+
+def identity(name: str) -> str:
+    """A name that a feed reader knows something by, for ever."""
+    return f"urn:uuid:{uuid.uuid5(uuid.NAMESPACE_URL, f'assay/{name}')}"
+
+
+def moment(when: str) -> str:
+    """A date or a time in UTC as feeds write it."""
+    return f"{when[:19]}Z" if len(when) > 10 else f"{when}T00:00:00Z"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,3 +47,27 @@ def recorded(key: str) -> dict[str, Any]:
 def is_stale(paper: Paper, name: str, entry: Mapping[str, Any]) -> bool:
     """Whether the code of a claim, or what it expects, is no longer what the evidence was measured and judged with."""
     return code_fingerprint(paper.module, name, expectations=True) != entry.get("fingerprint")
+
+
+def compared(entry: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Method and control of the first expectation, as its words name them: ``ELR above cross-entropy + 0.1``."""
+    if not entry:
+        return None, None
+    words = entry["tests"][0]["expectation"].removeprefix("rank correlation of ")
+    arms = sorted(entry["arms"], key=len, reverse=True)  # the longest first: one arm's name may begin another's
+    method = next((arm for arm in arms if re.match(rf"{re.escape(arm)} (above|below|within|and) ", words)), None)
+    rest = words.removeprefix(method or "")
+    control = next((arm for arm in arms if arm != method and re.search(rf"(?<=[ ]){re.escape(arm)}(?= |$)", rest)), None)
+    return method, control
+
+
+def times(entry: Mapping[str, Any]) -> float | None:
+    """How many times the control's time the method takes; ``None`` where one of the two is not known."""
+    method, control = (entry.get("price", {}).get(arm or "", {}).get("seconds") for arm in compared(entry))
+    return method / control if method and control else None
+
+
+def decisive(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of several expectations the one that decides: the first with the claim's own verdict."""
+    tests: list[Mapping[str, Any]] = entry["tests"]
+    return next((test for test in tests if test["verdict"] == entry["verdict"]), tests[-1])

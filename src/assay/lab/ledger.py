@@ -108,6 +108,12 @@ PATIENCE = 60.0
 _MAKING_TABLES = 0x61737361
 
 
+def exists(url: str | None = None) -> bool:
+    """Whether there is a ledger to read: any database that is named, or a file that has been made."""
+    there = sa.make_url(url or ledger_url())
+    return there.get_backend_name() != "sqlite" or Path(there.database or "").is_file()
+
+
 class Ledger:
     """Opens (and where needed makes) a ledger.
 
@@ -163,6 +169,18 @@ class Ledger:
         """How many seeds are done, of all claims."""
         query = sa.select(sa.func.count()).where(_units.c.status == "done")
         return self._ask(lambda connection: int(connection.execute(query).scalar_one()))
+
+    def measured(self) -> list[tuple[str, str, str, str, str, int]]:
+        """Key, claim, scale, device and code of everything of which at least one seed is done, with its newest row's number."""
+        columns = [_units.c[name] for name in ("key", "claim", "scale", "device", "code")]
+        query = sa.select(*columns, sa.func.max(_units.c.id)).where(_units.c.status == "done").group_by(*columns)
+        return self._ask(lambda connection: [tuple(found) for found in connection.execute(query.order_by(*columns))])
+
+    def latest(self, most: int) -> list[Row]:
+        """The rows that were finished last, newest first, without their curves and costs."""
+        columns = [_units.c[f.name] for f in fields(Row) if f.name not in ("curves", "costs")]
+        query = sa.select(*columns).order_by(_units.c.id.desc()).limit(most)
+        return self._ask(lambda connection: [Row(**found) for found in connection.execute(query).mappings()])
 
     def _ask(self, work: Callable[[sa.Connection], _T], patience: float = PATIENCE) -> _T:
         """Do ``work`` in one transaction; while the server is away, again and again for ``patience`` seconds."""

@@ -7,7 +7,6 @@ import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from assay.files import write_json
 from assay.fingerprint import code_fingerprint
 from assay.lab.evidence import folder, recorded
 from assay.lab.ledger import Ledger, Row
+from assay.lab.machine import now
 from assay.lab.verdict import Verdict, judge
 from assay.paper import Claim, Curve
 
@@ -147,16 +147,33 @@ def _short(value: float) -> float:
     return float(f"{value:.5g}")
 
 
+#: What of an earlier record stays in the file, newest last, when a claim is recorded again.
+_REMEMBERED = ("recorded", "verdict", "seeds", "scale", "date", "commit", "fingerprint")
+
+
 def record(results: list[Result]) -> list[Path]:
-    """Write results into the evidence folder, a file a paper; claims that are not among them stay as they were recorded."""
+    """Write results into the evidence folder, a file a paper; claims that are not among them stay as they were recorded.
+
+    Every claim also keeps when it was recorded and, under ``history``, what had been recorded before.
+    """
     written = []
     for key in dict.fromkeys(found.paper.key for found in results):
-        mine = [found for found in results if found.paper.key == key]
-        claims = {**recorded(key), **{found.claim.name: as_dict(found) for found in mine}}
+        before, today = recorded(key), now()
+        mine = {found.claim.name: as_dict(found) for found in results if found.paper.key == key}
+        claims = before | {name: _dated(entry, before.get(name), today) for name, entry in mine.items()}
         path = folder() / f"{key}.json"
-        write_json(
-            path,
-            {"paper": key, "recorded": datetime.now(UTC).date().isoformat(), "claims": dict(sorted(claims.items()))},
-        )
+        write_json(path, {"paper": key, "recorded": today[:10], "claims": dict(sorted(claims.items()))})
         written.append(path)
     return written
+
+
+def _dated(entry: dict[str, Any], before: Mapping[str, Any] | None, today: str) -> dict[str, Any]:
+    """An entry with its date of recording and its history; what was measured before is recorded once, however often."""
+    if before is None:
+        return {**entry, "recorded": today, "history": []}
+    earlier = list(before.get("history", []))
+    if all(before.get(name) == entry[name] for name in ("verdict", "arms", "fingerprint")):
+        return {**entry, "recorded": before.get("recorded", before["date"]), "history": earlier}
+    kept = {"recorded": before.get("recorded", before["date"])}
+    kept |= {name: before[name] for name in _REMEMBERED if name in before}
+    return {**entry, "recorded": today, "history": [*earlier, kept]}

@@ -20,7 +20,9 @@ from rich.progress import (
 from assay import catalogue
 from assay.data import available, fetch
 from assay.errors import AssayError
+from assay.lab.board import Board
 from assay.lab.ledger import Ledger
+from assay.lab.machine import now
 from assay.lab.results import Result, result
 from assay.lab.units import Unit, claim_code, plan
 from assay.lab.workers import run_units
@@ -45,8 +47,11 @@ def run(
     units = plan(chosen, seeds, scale, device, ledger)
     watcher = _Watcher(console, units)
     if units:
-        with watcher.progress:
-            run_units(units, workers or os.cpu_count() or 1, ledger, watcher, time_limit)
+        try:
+            with watcher.progress:
+                run_units(units, workers or os.cpu_count() or 1, ledger, watcher, time_limit)
+        finally:
+            watcher.board.close()
         watcher.print_failures()
     found = [result(paper, claim, ledger, scale, device, claim_code(claim), seeds) for paper, claim in chosen]
     return [one for one in found if one is not None], watcher.counts
@@ -134,16 +139,22 @@ class _Watcher:
         self.finished = 0
         self.bars: dict[Unit, TaskID] = {}
         self.fractions: dict[Unit, float] = {}
+        self.notes: dict[Unit, str] = {}
+        self.board = Board()
+        self.began = now()
 
     def __call__(self, unit: Unit, moment: str, details: dict[str, Any]) -> None:
         if moment == "start":
             self.bars[unit] = self.progress.add_task(f"  {unit.name}", total=1.0, note="")
+            self.fractions[unit], self.notes[unit] = 0.0, ""
         elif moment == "progress":
             self.fractions[unit] = min(details["fraction"], 1.0)
+            self.notes[unit] = details["note"]
             self.progress.update(self.bars[unit], completed=round(self.fractions[unit], 3), note=details["note"])
         else:
             self.finished += 1
             self.fractions.pop(unit, None)
+            self.notes.pop(unit, None)
             self.progress.remove_task(self.bars.pop(unit))
             self.counts[details["status"]] += 1
             if details["status"] != "done":
@@ -151,6 +162,15 @@ class _Watcher:
             if not self.console.is_terminal:
                 self.console.print(f"[{self.finished}/{self.total}] {unit.name}: {details['status']}, {details['seconds']:.1f} s")
         self.progress.update(self.whole, completed=round(self.finished + sum(self.fractions.values()), 2))
+        self.board.show(self._state(), now=moment != "progress")
+
+    def _state(self) -> dict[str, Any]:
+        units = [
+            {"key": unit.key, "claim": unit.claim, "name": unit.name, "fraction": fraction, "note": self.notes[unit]}
+            for unit, fraction in self.fractions.items()
+        ]
+        counts = dict(self.counts)
+        return {"began": self.began, "total": self.total, "finished": self.finished, "counts": counts, "units": units}
 
     def print_failures(self) -> None:
         """Refusals in their one sentence; crashes with the end of their traceback (the ledger has all of it)."""

@@ -8,23 +8,49 @@ if (form) {
   const groups = [...document.querySelectorAll("[data-group]")];
   const search = form.querySelector("[data-search]");
   const choices = [...form.querySelectorAll("[data-filter]")];
-  const none = document.querySelector("[data-none]");
+  const [none, found, reset, index] = ["none", "found", "reset", "index"].map((name) => document.querySelector(`[data-${name}]`));
 
   const apply = () => {
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let count = 0;
     for (const row of rows) {
-      const found = words.every((word) => texts.get(row).includes(word));
+      const says = words.every((word) => texts.get(row).includes(word));
       const chosen = choices.every(({ value, dataset }) => !value || row.dataset[dataset.filter].split("|").includes(value));
-      row.hidden = !(found && chosen);
+      row.hidden = !(says && chosen);
+      count += !row.hidden;
     }
     for (const group of groups) group.hidden = !group.querySelector("[data-text]:not([hidden])");
-    none.hidden = groups.some((group) => !group.hidden);
+    const narrowed = words.length > 0 || choices.some(({ value }) => value);
+    none.hidden = count > 0 || !rows.length;
+    reset.hidden = !narrowed;
+    found.textContent = narrowed ? `${count} of ${rows.length} papers` : "";
+    if (index) index.hidden = narrowed;
+  };
+
+  // The address says what is looked for, so that it can be passed on.
+  const read = () => {
+    const asked = new URLSearchParams(location.search);
+    search.value = asked.get("search") ?? "";
+    for (const choice of choices) {
+      choice.value = asked.get(choice.dataset.filter) ?? "";
+      if (choice.selectedIndex < 0) choice.value = "";
+    }
+    apply();
+  };
+  const write = () => {
+    const asked = new URLSearchParams();
+    if (search.value) asked.set("search", search.value);
+    for (const { value, dataset } of choices) if (value) asked.set(dataset.filter, value);
+    history.replaceState(null, "", `${location.pathname}${asked.size ? `?${asked}` : ""}`);
+    apply();
   };
 
   form.hidden = false;
-  form.addEventListener("input", apply);
+  form.addEventListener("input", write);
   form.addEventListener("submit", (event) => event.preventDefault());
-  apply();
+  form.addEventListener("reset", () => setTimeout(() => (write(), search.focus())));
+  addEventListener("popstate", read);
+  read();
 }
 
 for (const button of document.querySelectorAll("[data-copy]")) {
