@@ -51,6 +51,11 @@ def runs_dir() -> Path:
     return (home() or user_data_path("assay", appauthor=False)) / "runs"
 
 
+def shared_cache_url() -> str | None:
+    """Folder or URL of trainings that several machines share: ``ASSAY_CACHE``, or ``None``."""
+    return os.environ.get("ASSAY_CACHE", "").strip() or None
+
+
 def ledger_url() -> str:
     """SQLAlchemy URL of the ledger: ``ASSAY_LEDGER``, else a SQLite file. The folder of the file is made on the way."""
     value = os.environ.get("ASSAY_LEDGER", "").strip()

@@ -26,6 +26,7 @@ def examine() -> list[Finding]:
         ("mirror", _mirror),
         ("ledger", _ledger),
         ("cache", _cache),
+        ("shared cache", _shared_cache),
         ("pip", _pip),
     ]
     findings = []
@@ -82,6 +83,16 @@ def _cache() -> tuple[str, str]:
         "works",
         f"{len(kept)} trainings, {sum(e.bytes for e in kept) / 1e6:.0f} MB in {trained_dir()}, {free:.0f} GB free",
     )
+
+
+def _shared_cache() -> tuple[str, str]:
+    from assay.lab.shared import shared_cache
+
+    place = shared_cache()
+    if place is None:
+        return "absent", "ASSAY_CACHE is not set; what is trained here stays here"
+    place.check()
+    return "works", place.url
 
 
 def _pip() -> tuple[str, str]:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from filelock import FileLock
@@ -18,9 +18,12 @@ from assay.errors import AssayError
 from assay.files import load_tensors, save_tensors
 from assay.fingerprint import PROTOCOL, fingerprint
 from assay.lab.machine import now
+from assay.lab.shared import sealed, shared_cache
 from assay.paths import folder, trained_dir
 from assay.recipe import Recipe
 from assay.train.loop import Report, Trained, fit, with_weights
+
+_T = TypeVar("_T")
 
 
 def recipe_fingerprint(recipe: Recipe, seed: int, device: torch.device) -> str:
@@ -47,11 +50,8 @@ def known(recipe: Recipe, seed: int, device: torch.device) -> bool:
 
 def train(recipe: Recipe, seed: int, device: torch.device, report: Report | None = None) -> Trained:
     """Train, or take the same training from the cache; two processes that want the same training do it once."""
-    mark = recipe_fingerprint(recipe, seed, device)
-    path = _path(mark)
-    with FileLock(path.with_suffix(".lock")):
-        if path.exists():
-            return _restore(path, recipe, seed, device)
+
+    def make(path: Path) -> Trained:
         checkpoint = path.with_suffix(".checkpoint")
         trained = fit(recipe, seed, device, checkpoint=checkpoint, report=report)
         tensors = {f"model.{name}": value for name, value in trained.model.state_dict().items()}
@@ -66,9 +66,25 @@ def train(recipe: Recipe, seed: int, device: torch.device, report: Report | None
             "parameters": trained.parameters,
             "flops": trained.flops,
         }
-        save_tensors(path, tensors, facts)
+        save_tensors(path, tensors, sealed(tensors, facts))
         checkpoint.unlink(missing_ok=True)
-    return trained
+        return trained
+
+    mark = recipe_fingerprint(recipe, seed, device)
+    return _once(mark, make, lambda path: _restore(path, recipe, seed, device))
+
+
+def _once(mark: str, make: Callable[[Path], _T], take: Callable[[Path], _T]) -> _T:
+    """``make`` what is kept under ``mark``, or ``take`` it if this machine or the shared cache has it."""
+    path = _path(mark)
+    with FileLock(path.with_suffix(".lock")):
+        if path.exists():
+            return take(path)
+        others = shared_cache()
+        if others is None:
+            return make(path)
+        with others.turn(path) as is_here:
+            return take(path) if is_here else make(path)
 
 
 def _restore(path: Path, recipe: Recipe, seed: int, device: torch.device) -> Trained:
@@ -97,11 +113,8 @@ def remember(function: Callable[..., dict[str, Tensor]], progress: Report | None
     Returns:
         What the function returned, with ``"seconds"``: a float64 scalar, the time that the work took when it was done.
     """
-    mark = fingerprint("remembered", PROTOCOL, torch.__version__, function, arguments)
-    path = _path(mark)
-    with FileLock(path.with_suffix(".lock")):
-        if path.exists():
-            return load_tensors(path)[0]
+
+    def make(path: Path) -> dict[str, Tensor]:
         began = clock.seconds()
         extra = {"progress": progress} if "progress" in inspect.signature(function).parameters else {}
         result = function(**arguments, **extra)
@@ -111,8 +124,12 @@ def remember(function: Callable[..., dict[str, Tensor]], progress: Report | None
             raise AssayError(f"{_name(function)} returned {wrong[0]!r}, which is no tensor: lab.remember keeps tensors only.")
         result = {**result, "seconds": torch.tensor(seconds, dtype=torch.float64)}
         given = ", ".join(f"{k}={_short(v)}" for k, v in arguments.items())
-        save_tensors(path, result, {"kind": "work", "what": f"{_name(function)}({given})", "made": now(), "seconds": seconds})
-    return result
+        facts = {"kind": "work", "what": f"{_name(function)}({given})", "made": now(), "seconds": seconds}
+        save_tensors(path, result, sealed(result, facts))
+        return result
+
+    mark = fingerprint("remembered", PROTOCOL, torch.__version__, function, arguments)
+    return _once(mark, make, lambda path: load_tensors(path)[0])
 
 
 def _path(mark: str) -> Path:
