@@ -29,25 +29,45 @@ class Loss(Protocol):
     def __call__(self, logits: Tensor, labels: Tensor, /) -> Tensor: ...
 
 
+#: What a loss may ask for besides logits and labels, by the names of its parameters.
+_MORE = ("index", "features", "epoch")
+
+
 @dataclass(frozen=True)
 class PerExample:
-    """A loss that keeps something for every training example; made by :func:`per_example`."""
+    """A loss that keeps something, or sees more than logits and labels; made by :func:`per_example`."""
 
     kind: Callable[..., nn.Module]
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self, data: Dataset) -> nn.Module:
-        """The loss for this data set, with one row of memory an example."""
-        sizes = {"num_examples": len(data.train), "num_classes": data.num_classes}
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """What it is called with besides logits and labels, in order."""
+        return tuple(name for name in inspect.signature(getattr(self.kind, "forward", self.kind)).parameters if name in _MORE)
+
+    def build(self, data: Dataset, feature_dim: int | None = None) -> nn.Module:
+        """The loss for this data set, with one row of memory an example.
+
+        Args:
+            data: what is trained on.
+            feature_dim: width of the network's last hidden layer, for losses that ask for it.
+        """
+        sizes = {"num_examples": len(data.train), "num_classes": data.num_classes, "feature_dim": feature_dim}
         wanted = inspect.signature(self.kind).parameters
         return self.kind(**{name: size for name, size in sizes.items() if name in wanted}, **self.arguments)
 
 
 def per_example(kind: Callable[..., nn.Module], **arguments: Any) -> PerExample:
-    """A loss with memory per training example, for ``Recipe(loss=...)``.
+    """A loss with memory, or one that sees more than logits and labels, for ``Recipe(loss=...)``.
 
-    ``kind`` is built as ``kind(num_examples=..., num_classes=..., **arguments)`` (of the two sizes, those it asks for) and
-    called with ``(logits, labels, index)``, where ``index`` (B,) int64 are positions in the training set.
+    ``kind`` is built as ``kind(num_examples=..., num_classes=..., feature_dim=..., **arguments)`` (of the three sizes, those
+    that it asks for) and called with ``(logits, labels, ...)`` and those of the following that its ``forward`` names:
+
+    - ``index`` (B,) int64: positions in the training set;
+    - ``features`` (B, F): what goes into the network's last linear layer;
+    - ``epoch``: how many epochs are over.
+
+    If it has parameters of its own, they are trained beside the network's.
     """
     return PerExample(kind, arguments)
 
@@ -113,6 +133,8 @@ class Recipe:
                 f"Recipe.devices is {self.devices} with {self.batch_size // self.accumulate} examples at a time: some would have "
                 "nothing to do; take a larger batch_size or fewer devices."
             )
+        if self.devices > 1 and isinstance(self.loss, PerExample) and "features" in self.loss.wants:
+            raise AssayError("The loss compares features within a batch, of which each device has a share; train on one device.")
         if self.devices > 1 and self.strategy == "fsdp" and self.hooks:
             raise AssayError("Recipe.hooks see whole weights, which no device has under strategy='fsdp'; use strategy='ddp'.")
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -257,3 +258,36 @@ def test_what_the_loop_computes_is_what_the_protocol_says() -> None:
 
 
 PINNED = [0.71552, 0.70677]
+
+
+class SeesMore(nn.Module):
+    """Cross-entropy that is told everything, and has a centre for each class to learn."""
+
+    seen: ClassVar[list[tuple[int, tuple[int, ...], int]]] = []
+
+    def __init__(self, num_classes: int, feature_dim: int) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.zeros(num_classes, feature_dim))
+
+    def forward(self, logits: Tensor, labels: Tensor, features: Tensor, epoch: int) -> Tensor:
+        self.seen.append((epoch, tuple(features.shape), len(logits)))
+        return F.cross_entropy(logits, labels) + (features - self.centres[labels]).square().mean()
+
+
+def test_a_loss_sees_the_features_it_asks_for(table: Dataset) -> None:
+    SeesMore.seen.clear()
+    recipe = Recipe(table, model=partial(mlp, 8, 2, (16,)), loss=per_example(SeesMore), epochs=2, batch_size=200)
+    assert recipe.loss.wants == ("features", "epoch")
+    trained = fit(recipe, seed=0)
+    assert SeesMore.seen == [(0, (200, 16), 200)] * 2 + [(1, (200, 16), 200)] * 2
+    assert not trained.model[-1]._forward_pre_hooks  # nothing of the loop stays behind
+
+
+def test_features_move_the_weights_and_centres_are_learnt(table: Dataset) -> None:
+    plain = Recipe(table, model=partial(mlp, 8, 2, (16,)), epochs=2, batch_size=200)
+    with_centres = fit(plain.replace(loss=per_example(SeesMore)), seed=0)
+    assert not torch.equal(with_centres.model[1].weight, fit(plain, seed=0).model[1].weight)
+    with pytest.raises(AssayError, match="no linear layer"):
+        fit(plain.replace(model=partial(nn.Conv1d, 8, 2, 1), loss=per_example(SeesMore)), seed=0)
+    with pytest.raises(AssayError, match="on one device"):
+        plain.replace(loss=per_example(SeesMore), devices=2)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from assay.clock import seconds
 from assay.data import Split
@@ -196,8 +197,14 @@ class Loop:
             for name in recipe.watch
             if len(getattr(data, name))
         }
-        self.loss: Any = recipe.loss.build(data).to(device) if isinstance(recipe.loss, PerExample) else recipe.loss
-        self.indexed = isinstance(recipe.loss, PerExample)
+        self.loss: Any = recipe.loss
+        self.wants: tuple[str, ...] = ()  # of the loss, besides logits and labels
+        self.features = torch.empty(0)
+        self.watching: RemovableHandle | None = None
+        if isinstance(recipe.loss, PerExample):
+            self.wants = recipe.loss.wants
+            last = self._watched_layer() if "features" in self.wants else None
+            self.loss = recipe.loss.build(data, None if last is None else last.in_features).to(device)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if isinstance(self.loss, nn.Module):
             parameters += [p for p in self.loss.parameters() if p.requires_grad]
@@ -215,6 +222,18 @@ class Loop:
         self.predicted = torch.zeros(count, dtype=torch.int64, device=device)  # in the order of this epoch
         self.seconds = 0.0
         self.classifies = not self.labels.is_floating_point() and self.labels.dim() == 1
+
+    def _watched_layer(self) -> nn.Linear:
+        """The network's last linear layer; from now on what goes into it is kept."""
+        layers = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
+        if not layers:
+            raise AssayError("The loss asks for features, and the network has no linear layer that they could go into.")
+
+        def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
+            self.features = given[0]
+
+        self.watching = layers[-1].register_forward_pre_hook(keep)
+        return layers[-1]
 
     #: Whether every process holds a part of the weights only.
     sharded = False
@@ -253,6 +272,8 @@ class Loop:
             self._end_epoch()
             if report is not None:
                 report(run.step, run.steps_per_epoch * run.epochs, f"epoch {run.epoch}/{run.epochs}")
+        if self.watching is not None:
+            self.watching.remove()  # the network is somebody else's from here on
 
     def _step(self) -> None:
         recipe, run = self.recipe, self.run
@@ -273,8 +294,7 @@ class Loop:
             run.logits = run.logits.float() if recipe.precision != "float32" else run.logits
             for hook in recipe.hooks:
                 hook.before_loss(run)
-            extra = (part,) if self.indexed else ()
-            run.loss = self.loss(run.logits, run.labels, *extra)
+            run.loss = self.loss(run.logits, run.labels, *map(self._more, self.wants))
             (run.loss if share == 1 else run.loss * share).backward()
             losses.append(run.loss.detach() if share == 1 else run.loss.detach() * share)
             if self.classifies:
@@ -299,6 +319,12 @@ class Loop:
         elif self.at % 50 == 0:
             self._finite()
 
+    def _more(self, name: str) -> Tensor | int:
+        """What the loss asked for by this name."""
+        if name == "features":
+            return self.features.float() if self.recipe.precision != "float32" else self.features
+        return self.run.index if name == "index" else self.run.epoch
+
     def _finite(self) -> None:
         bad = (~torch.stack(self.losses).isfinite()).nonzero()
         if len(bad):
@@ -322,7 +348,7 @@ class Loop:
         for name, (split, inputs) in self.watched.items():
             outputs = _outputs(self.model, split, self.device, inputs, self.forward)
             labels = split.labels.to(self.device)
-            if not self.indexed:
+            if not isinstance(self.recipe.loss, PerExample):
                 row[f"{name}_loss"] = float(self.loss(outputs, labels).item())
             if self.classifies:
                 row[f"{name}_accuracy"] = (outputs.argmax(dim=1) == labels).double().mean().item()
