@@ -15,11 +15,13 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.nn import mlp
+from assay.nn.audio import AudioCNN
 from assay.nn.text import TextCNN, encode, words
 from assay.own.networks import SeriesNet, in_units, squared_error
 from assay.papers.architectures.wide_resnet import WideResNet
@@ -32,7 +34,9 @@ _BOOSTING_HOLDS_OUT = 10_000
 
 
 def kind(data: Dataset) -> str:
-    """``"text"``, ``"images"``, ``"series"`` or ``"table"``.
+    """``"text"``, ``"images"``, ``"audio"``, ``"series"`` or ``"table"``.
+
+    Audio are series of log-mel bands; the history tells them from others.
 
     Raises:
         AssayError: the task or the inputs are of no kind that there is a baseline for.
@@ -46,6 +50,8 @@ def kind(data: Dataset) -> str:
         raise AssayError(
             f"The inputs of {data.name} are {data.train.inputs.dtype} {data.input_shape}: there is no baseline for them."
         )
+    if any(line.startswith("log_mel(") for line in data.history):
+        return "audio"
     return kinds[len(data.input_shape)]
 
 
@@ -53,8 +59,8 @@ def baseline(data: Dataset) -> Recipe:
     """A plain training for this kind of data: a sound network with usual settings, the same for everybody.
 
     Images: a wide residual network WRN-10-2. Tables: a perceptron of two layers with 256 units. Texts: convolutions over words.
-    Series: three convolutions. All use AdamW, whose rate rises for a twentieth of the steps and then falls along a cosine;
-    epochs grow as data shrink, so that about as many steps are done.
+    Series: three convolutions. Audio: four convolutions over the log-mel spectrogram. All use AdamW, whose rate rises for a
+    twentieth of the steps and then falls along a cosine; epochs grow as data shrink, so that about as many steps are done.
 
     Raises:
         AssayError: there is no baseline for such data.
@@ -68,6 +74,8 @@ def baseline(data: Dataset) -> Recipe:
     elif found == "images":
         model = partial(WideResNet, 10, 2, data.num_classes, data.input_shape[0])
         steps, most, rate = 1000, 30, 3e-3
+    elif found == "audio":
+        model, steps, most, rate = partial(AudioCNN, data.input_shape[0], data.num_classes), 1000, 20, 2e-3
     elif found == "series":
         model, steps, most, rate = partial(SeriesNet, data.input_shape[0], data.num_classes), 1500, 60, 1e-3
     else:
@@ -104,6 +112,7 @@ def reference_name(data: Dataset) -> str:
         "table": "gradient boosting",
         "images": "nearest neighbours",
         "series": "nearest neighbours",
+        "audio": f"mean and spread of each band, {linear}",
     }
     return names[kind(data)]
 
@@ -119,7 +128,8 @@ def reference(data: Dataset, seed: int) -> dict[str, Tensor]:
     Returns:
         ``predicted`` and ``valid`` (N,): a class or a number for every test and validation example.
     """
-    model, inputs = (_words if kind(data) == "text" else _boosting if kind(data) == "table" else _neighbours)(data, seed)
+    ways = {"text": _words, "table": _boosting, "audio": _bands}
+    model, inputs = ways.get(kind(data), _neighbours)(data, seed)
     splits = {"predicted": data.test, "valid": data.valid}
     return {
         name: torch.from_numpy(np.asarray(model.predict(inputs(split)) if len(split) else [], dtype=np.float64))
@@ -137,6 +147,16 @@ def _boosting(data: Dataset, seed: int) -> tuple[Any, Callable[[Split], Any]]:
     kinds = {"classification": HistGradientBoostingClassifier, "regression": HistGradientBoostingRegressor}
     model = kinds[data.task](random_state=seed)
     return model.fit(_numbers(data.train), data.train.labels.numpy()), _numbers
+
+
+def _bands(data: Dataset, seed: int) -> tuple[Any, Callable[[Split], Any]]:
+    def summary(split: Split) -> NDArray[Any]:
+        assert isinstance(split.inputs, Tensor)
+        return torch.cat([split.inputs.mean(dim=2), split.inputs.std(dim=2, correction=0)], dim=1).numpy()
+
+    learner = LogisticRegression(max_iter=1000) if data.task == "classification" else Ridge()
+    model = make_pipeline(StandardScaler(), learner)
+    return model.fit(summary(data.train), data.train.labels.numpy()), summary
 
 
 def _neighbours(data: Dataset, seed: int) -> tuple[Any, Callable[[Split], Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from assay.errors import AssayError
+from assay.own.folders import files_below
 from assay.own.preparing import Inputs, Preparation
 
 #: Examples that are in memory at a time.
@@ -48,8 +49,8 @@ def stream(path: str | Path, preparation: Preparation, notes: list[str], chunk: 
     """Read new examples piece by piece.
 
     Args:
-        path: a folder of images (in class folders or not) or one image; a .csv, .tsv or .parquet table; an .npz with ``x``;
-            a .ts file; a .txt file with a text in each line: of the kind that the preparation knows.
+        path: a folder of images or wav files (in class folders or not), or one of them; a .csv, .tsv or .parquet table; an
+            .npz with ``x``; a .ts file; a .txt file with a text in each line: of the kind that the preparation knows.
         preparation: of the network that the examples are for.
         notes: what was left out or taken for something else is added here.
         chunk: examples in a piece.
@@ -77,42 +78,64 @@ def _reader(path: Path, preparation: Preparation) -> Reader:
     suffix = "" if path.is_dir() else path.suffix.lower()
     if suffix == ".npz" and preparation.kind in ("table", "text", "images", "series", "numbers"):
         return _arrays
-    readers = {"images": _images, "table": _tables, "text": _texts, "series": _series}
+    readers = {"images": _images, "audio": _audio, "table": _tables, "text": _texts, "series": _series}
     if preparation.kind not in readers:
         raise AssayError(f"The run was trained on {preparation.kind}, of which new ones are read from .npz files only: give one.")
     return readers[preparation.kind]
 
 
-# ---------------------------------------------------------------------------------------------------- images
+# ---------------------------------------------------------------------------------------------------- images and audio
 
 
 def _images(path: Path, preparation: Preparation, notes: list[str], chunk: int) -> Iterator[Fresh]:
-    from assay.own.images import SUFFIXES, decode, image_files
+    from assay.own.images import SUFFIXES, as_tensor, decode
 
     form = preparation.form
-    if path.is_file() and path.suffix.lower() not in SUFFIXES:
-        raise AssayError(f"{path} is no image, and the run was trained on images: give an image or a folder of them.")
-    root = path if path.is_dir() else path.parent
-    files = image_files(path) if path.is_dir() else [path]
-    if not files:
-        raise AssayError(f"The folder {path} holds no images: name the folder that does.")
-    names = [str(file.relative_to(root)) for file in files]
-    # Images in folders are taken as sorted into classes; one that lies loose has none.
-    folders = [file.parent.name if file.parent != root else None for file in files]
     mode, size = "L" if form["channels"] == 1 else "RGB", (form["width"], form["height"])
+
+    def read(files: Sequence[Path]) -> list[Tensor | None]:
+        return [None if pixels is None else as_tensor(pixels) for pixels in decode(files, size, mode)]
+
+    return _files(path, SUFFIXES, "image", read, notes, chunk)
+
+
+def _audio(path: Path, preparation: Preparation, notes: list[str], chunk: int) -> Iterator[Fresh]:
+    from assay.own.audio import SUFFIXES, Sound, spectrograms
+
+    sound = Sound.from_form(preparation.form)
+    return _files(path, SUFFIXES, "wav file", lambda files: spectrograms(files, sound), notes, chunk)
+
+
+def _files(
+    path: Path,
+    suffixes: Collection[str],
+    what: str,
+    read: Callable[[Sequence[Path]], list[Tensor | None]],
+    notes: list[str],
+    chunk: int,
+) -> Iterator[Fresh]:
+    """Examples of one file each: ``read`` makes them tensors, ``None`` where one is broken."""
+    if path.is_file() and path.suffix.lower() not in suffixes:
+        raise AssayError(f"{path} is no {what}, and the run was trained on {what}s: give one, or a folder of them.")
+    root = path if path.is_dir() else path.parent
+    files = files_below(path, suffixes) if path.is_dir() else [path]
+    if not files:
+        raise AssayError(f"The folder {path} holds no {what}s: name the folder that does.")
+    names = [str(file.relative_to(root)) for file in files]
+    # What lies in folders is taken as sorted into classes; what lies loose has none.
+    folders = [file.parent.name if file.parent != root else None for file in files]
     broken = []
     for begin in range(0, len(files), chunk):
-        pixels = decode(files[begin : begin + chunk], size, mode)
-        there = [place for place, one in enumerate(pixels, start=begin) if one is not None]
-        broken += [names[place] for place in range(begin, begin + len(pixels)) if pixels[place - begin] is None]
+        found = read(files[begin : begin + chunk])
+        there = [place for place, one in enumerate(found, start=begin) if one is not None]
+        broken += [names[place] for place in range(begin, begin + len(found)) if found[place - begin] is None]
         if not there:
             continue
-        stacked = torch.from_numpy(np.stack([one for one in pixels if one is not None]))
-        images = stacked.unsqueeze(1) if stacked.dim() == 3 else stacked.permute(0, 3, 1, 2)
         target = pd.Series([folders[place] for place in there], dtype=object)
-        yield Fresh([names[p] for p in there], images.float().div_(255), target if target.notna().any() else None)
+        inputs = torch.stack([one for one in found if one is not None])
+        yield Fresh([names[place] for place in there], inputs, target if target.notna().any() else None)
     if broken:
-        notes.append(f"{len(broken)} unreadable images left out ({', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''})")
+        notes.append(f"{len(broken)} unreadable {what}s left out ({', '.join(broken[:3])}{', ...' if len(broken) > 3 else ''})")
 
 
 # ---------------------------------------------------------------------------------------------------- tables

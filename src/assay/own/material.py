@@ -41,6 +41,7 @@ class Material:
         notes: what was repaired on the way.
         form: what one must know to read further examples alike and the inputs do not tell; see
             :func:`assay.own.preparing.form_of`.
+        history: what was done to the inputs while they were read, as lines of a data set's history.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Material:
     time: NDArray[np.float64] | None = None
     notes: list[str] = field(default_factory=list)
     form: dict[str, Any] = field(default_factory=dict)
+    history: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.group is not None and self.time is not None:
@@ -94,7 +96,7 @@ def build(material: Material, seed: int) -> tuple[Dataset, Preparation]:
         test=splits["test"],
         classes=classes,
         licence="your own",
-        history=tuple("normalise()" for step in preparation.steps if isinstance(step, Line)),
+        history=(*material.history, *("normalise()" for step in preparation.steps if isinstance(step, Line))),
         source="; ".join([line, *notes]) + ".",
         features=next((step.features for step in preparation.steps if isinstance(step, Columns)), ()),
     )

@@ -281,7 +281,8 @@ def form_of(inputs: Inputs) -> dict[str, Any]:
     """The form that inputs tell themselves; a reader adds what they do not.
 
     ``table``: ``columns`` (name -> ``"number"`` or ``"word"``). ``text``: ``column`` (or ``None``). ``images``: ``channels``,
-    ``height``, ``width``. ``series``: ``channels``, ``steps``. Where the file had a target column, ``target`` is its name.
+    ``height``, ``width``. ``series``: ``channels``, ``steps``. ``audio``: what :class:`assay.own.audio.Sound` says. Where the
+    file had a target column, ``target`` is its name.
     """
     if isinstance(inputs, pd.DataFrame):
         kinds = {str(name): "number" if pd.api.types.is_numeric_dtype(inputs[name]) else "word" for name in inputs}
@@ -306,7 +307,7 @@ def fit(inputs: Inputs, train: NDArray[np.int64], form: Mapping[str, Any]) -> Pr
     found = Preparation(form_of(inputs) | dict(form))
     if isinstance(inputs, pd.DataFrame):
         return found.then(Columns.fit(inputs.iloc[train]))
-    if found.kind == "series" and isinstance(inputs, Tensor):
+    if found.kind in ("series", "audio") and isinstance(inputs, Tensor):
         return found.then(Line.standard(inputs[torch.from_numpy(train)]))
     return found
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from pathlib import Path
 
 from assay.data import Dataset
 from assay.errors import AssayError
+from assay.own.folders import hidden
 from assay.own.material import Material, build
 from assay.own.preparing import Preparation
 
-_KINDS = "an image folder, .csv, .tsv, .parquet, .npz or .ts"
+_KINDS = "a folder of images or wav files, .csv, .tsv, .parquet, .npz or .ts"
 
 
 def read(
@@ -21,9 +23,10 @@ def read(
     time: str | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Read a folder of images, a table, texts, series or arrays as a data set with splits.
+    """Read a folder of images or recordings, a table, texts, series or arrays as a data set with splits.
 
-    What it is, is found from the path and the content: a folder with one subfolder of images for each class; a CSV, TSV or
+    What it is, is found from the path and the content: a folder with one subfolder of images or wav files for each
+    class; a CSV, TSV or
     Parquet table; texts in a column of one; series that lie in the rows of one, or a ``.ts`` file; an ``.npz`` with ``x`` and
     ``y`` (or ``x_train``, ``y_train``, ``x_test``, ``y_test``). Of every 10 examples 7 train, 1 validates and 2 test.
     Gaps, scales and categories of a table are learnt on the training part alone. ``source`` of the data set says what was
@@ -69,10 +72,7 @@ def _gather(path: Path, target: str | None, text: str | None, group: str | None,
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [], n=3)
         raise AssayError(f"There is no {path}: " + (f"did you mean {', '.join(near)}?" if near else "check the path."))
     if path.is_dir():
-        _only(path, "an image folder", target=target, text=text, group=group, time=time)
-        from assay.own.images import read_images
-
-        return read_images(path)
+        return _folder(path, target, text, group, time)
     suffix = path.suffix.lower()
     if suffix == ".npz":
         _only(path, "an .npz file", target=target, text=text)
@@ -89,6 +89,23 @@ def _gather(path: Path, target: str | None, text: str | None, group: str | None,
 
         return read_table(path, target, text, group, time)
     raise AssayError(f"{path} is of no kind that can be read: give {_KINDS}.")
+
+
+def _folder(path: Path, target: str | None, text: str | None, group: str | None, time: str | None) -> Material:
+    """A folder is what most of its files are."""
+    from assay.own.audio import OTHER_SUFFIXES, read_audio
+    from assay.own.audio import SUFFIXES as SOUNDS
+    from assay.own.images import SUFFIXES, read_images
+
+    found = Counter(file.suffix.lower() for file in path.rglob("*") if not hidden(file.name))
+    images, sounds, others = (sum(found[suffix] for suffix in kind) for kind in (SUFFIXES, SOUNDS, OTHER_SUFFIXES))
+    if others > images + sounds:
+        most = max(OTHER_SUFFIXES, key=lambda suffix: found[suffix])
+        raise AssayError(f"The recordings in {path} are {most} files, which are not read: convert them to .wav (ffmpeg does).")
+    _only(
+        path, "a folder of wav files" if sounds > images else "an image folder", target=target, text=text, group=group, time=time
+    )
+    return read_audio(path) if sounds > images else read_images(path)
 
 
 def _only(path: Path, kind: str, **given: str | None) -> None:
