@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from assay.errors import AssayError
-from assay.paper import Claim
+from assay.paper import Claim, Configuration
 
 ROOT = Path(__file__).parent / "papers"
 
@@ -158,6 +158,22 @@ def claim_texts(paper: Paper) -> list[ClaimText]:
                                 scaled_down=_text(words["scaled_down"], constants) if "scaled_down" in words else "",
                             )
                         )
+    return found
+
+
+def configurations(paper: Paper) -> dict[str, Configuration]:
+    """The standard networks of a paper, by the call that makes each, read from ``CONFIGURATIONS`` in its file."""
+    found: dict[str, Configuration] = {}
+    for path in files(paper):
+        for statement in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "CONFIGURATIONS":
+                assert isinstance(statement.value, ast.Dict)
+                for key, value in zip(statement.value.keys, statement.value.values, strict=True):
+                    assert isinstance(key, ast.Constant)
+                    assert isinstance(value, ast.Call)
+                    numbers = [ast.literal_eval(argument) for argument in value.args]
+                    named = {str(word.arg): ast.literal_eval(word.value) for word in value.keywords}
+                    found[str(key.value)] = Configuration(*numbers, **named)
     return found
 
 

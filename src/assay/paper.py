@@ -102,6 +102,28 @@ class Reported:
 
 
 @dataclass(frozen=True)
+class Configuration:
+    """A standard network of a paper by its numbers, for the module's ``CONFIGURATIONS``; a test measures each of them.
+
+    Written as ``{"resnet50()": Configuration((3, 224, 224), parameters=..., ...)}`` with plain numbers: the key is the call
+    that makes it, and ``assay show`` reads the numbers from the file without importing it.
+
+    Args:
+        input: shape of one example.
+        parameters: trainable ones.
+        macs: multiply-adds of one example (:func:`assay.nn.measure.macs`).
+        layers: layers with weights on the longest way.
+        sees: receptive field of one place of the last map, pixels a side; 0 where it has none.
+    """
+
+    input: tuple[int, ...]
+    parameters: int
+    macs: int
+    layers: int
+    sees: int = 0
+
+
+@dataclass(frozen=True)
 class Higher:
     """``arm`` is above ``times * than + by``, pairwise over seeds."""
 

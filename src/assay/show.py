@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from assay.numbers import size
 if TYPE_CHECKING:
     from assay.lab.cache import Entry
     from assay.lab.results import Result
+    from assay.paper import Configuration
 
 COLOURS = {
     "holds": "green",
@@ -70,6 +72,7 @@ def paper_dict(paper: catalogue.Paper, whole: bool = False) -> dict[str, Any]:
         facts |= {
             "api": paper.api,
             "lesson": catalogue.lesson(paper),
+            "configurations": {call: dataclasses.asdict(one) for call, one in catalogue.configurations(paper).items()},
             "claims": [
                 {
                     "name": text.name,
@@ -117,6 +120,7 @@ def print_paper(paper: catalogue.Paper) -> None:
         out.print(Padding(escape(" ".join(paragraph.split())) + "\n", (0, 2)))
     if paper.api:
         out.print(f"[bold]use[/]\n  {escape(paper.api)}", highlight=False)
+    _print_configurations(catalogue.configurations(paper))
     out.print("\n[bold]claims[/]")
     entries = evidence.recorded(paper.key)
     for text in catalogue.claim_texts(paper):
@@ -139,6 +143,20 @@ def print_paper(paper: catalogue.Paper) -> None:
         if text.scaled_down:
             out.print(Padding(f"[dim]scaled down: {escape(text.scaled_down)}[/]", (0, 4)))
     out.print(f"\nrun it: [bold]assay run {paper.key}[/]", highlight=False)
+
+
+def _print_configurations(configurations: Mapping[str, Configuration]) -> None:
+    """The standard networks of a paper, a line each."""
+    if not configurations:
+        return
+    numbers = ("parameters", "multiply-adds", "layers", "sees")
+    table = _table("configuration", "input", *numbers, right=numbers)
+    table.columns[0].no_wrap = True
+    for call, one in configurations.items():
+        shape = "x".join(map(str, one.input))
+        sees = f"{one.sees}x{one.sees}" if one.sees else "-"
+        table.add_row(call, shape, f"{one.parameters:,}", size(one.macs), str(one.layers), sees)
+    console().print(table)
 
 
 # ------------------------------------------------------------------------------------------------ results

@@ -239,6 +239,21 @@ class Page:
             return ", ".join(names[:7]) + f" and {len(names) - 7} others"
         return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
+    @property
+    def configurations(self) -> list[tuple[str, str, str, str, str, str]]:
+        """The standard networks: call, input, parameters, multiply-adds, layers, receptive field."""
+        return [
+            (
+                call,
+                "×".join(map(str, one.input)),
+                f"{one.parameters:,}",
+                size(one.macs),
+                str(one.layers),
+                f"{one.sees}×{one.sees}" if one.sees else "",
+            )
+            for call, one in catalogue.configurations(self.paper).items()
+        ]
+
     @cached_property
     def lesson(self) -> list[tuple[str, list[Any]]]:
         """The module's docstring: its title line first."""
