@@ -12,8 +12,9 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
+from html import escape, unescape
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
@@ -100,17 +101,21 @@ def prices(points: Sequence[Mapping[str, Any]]) -> Figure:
     """Effect against price.
 
     Args:
-        points: ``label``, ``href``, ``time`` (seconds of the method over those of the control), ``gain`` (per cent) and
-            ``holds``.
+        points: ``label``, ``href``, ``time`` (seconds of the method over those of the control), ``gain`` (per cent),
+            ``holds`` and ``title``.
     """
     caption = "Filled: the claim holds. To the right of the line the method takes more time than its control."
-    return _draw(_prices, caption, points=list(points))
+    titles = {p["href"]: p["title"] for p in points}
+    shown = [{name: value for name, value in p.items() if name != "title"} for p in points]
+    return _titled(_draw(_prices, caption, points=shown), titles)
 
 
 def years(papers: Sequence[Mapping[str, Any]], last: int) -> Figure:
-    """Papers by year, a dot a paper: ``year``, ``href`` and ``judged``."""
+    """Papers by year, a dot a paper: ``year``, ``href``, ``judged`` and ``title``."""
     caption = "A dot a paper; filled once at least one claim has been measured."
-    return _draw(_years, caption, WHOLE, papers=list(papers), last=last)
+    titles = {p["href"]: p["title"] for p in papers}
+    shown = [{name: value for name, value in p.items() if name != "title"} for p in papers]
+    return _titled(_draw(_years, caption, WHOLE, papers=shown, last=last), titles)
 
 
 def _has_points(line: Mapping[str, Any]) -> bool:
@@ -142,6 +147,16 @@ def _comparable(value: float, arms: Mapping[str, Mapping[str, float]]) -> bool:
 
 def _draw(chart: Callable[..., Any], caption: str, wide: int = WIDE, **shown: Any) -> Figure:
     return Figure(_kept(chart, wide, shown), _kept(chart, NARROW, shown), caption)
+
+
+def _titled(figure: Figure, titles: Mapping[str, str]) -> Figure:
+    """A figure whose links say where they lead. The keyboard passes them over: the list under the figure has the same ones."""
+
+    def name(found: re.Match[str]) -> str:
+        return f'<a href="{found[1]}" tabindex="-1"><title>{escape(titles[unescape(found[1])])}</title>'
+
+    wide, narrow = (re.sub(r'<a href="([^"]*)">', name, svg) for svg in (figure.wide, figure.narrow))
+    return replace(figure, wide=wide, narrow=narrow)
 
 
 def _kept(chart: Callable[..., Any], width: int, shown: Mapping[str, Any]) -> str:

@@ -369,8 +369,13 @@ def timeline(pages: Sequence[Page]) -> Figure:
     dates = [claim.entry["date"] for page in pages for claim in page.claims if claim.entry]
     last = max([*(page.paper.year for page in pages), *(date.fromisoformat(day).year for day in dates)], default=1989)
     dots = [
-        {"year": page.paper.year, "href": page.href, "judged": any(claim.entry for claim in page.claims)}
-        for _, there in by_year(pages)
+        {
+            "year": page.paper.year,
+            "href": page.href,
+            "judged": any(claim.entry for claim in page.claims),
+            "title": f"{page.paper.title} ({year})",
+        }
+        for year, there in by_year(pages)
         for page in there
     ]
     return figures.years(dots, last)
@@ -425,6 +430,7 @@ def price_figure(found: Sequence[Priced]) -> Figure:
             "time": one.time,
             "gain": one.gain,
             "holds": one.claim.verdict == "holds",
+            "title": f"{one.page.paper.key}, {one.claim.words}: {one.percent}, {one.times}",
         }
         for one in found
     ]
