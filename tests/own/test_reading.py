@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.io import wavfile
 
 from assay.data import Dataset
 from assay.errors import AssayError
@@ -196,6 +197,63 @@ def test_ts_files_with_their_own_split(tmp_path: Path) -> None:
     assert "gaps filled" in data.source
 
 
+def test_the_head_of_a_ts_file_tells_the_task(tmp_path: Path) -> None:
+    rows = "".join(f"1,2,{n},inf:{n % 30}\n" for n in range(60))
+    for head, task in (("@targetLabel true", "regression"), ("@classLabel true", "classification")):
+        (tmp_path / "a.ts").write_text(f"{head}\n@data\n{rows}")
+        data = read(tmp_path / "a.ts")
+        assert data.task == task
+        assert "60 infinite numbers taken as gaps" in data.source
+    assert data.classes == tuple(str(number) for number in range(30))
+
+
+def test_table_of_images(tmp_path: Path) -> None:
+    images(tmp_path / "photos", 20)
+    paths = sorted((tmp_path / "photos").rglob("*.png"))
+    frame = pd.DataFrame({"file": [str(path.relative_to(tmp_path)) for path in paths]})
+    frame["age"] = [20.5 + int(path.stem) for path in paths]
+    frame["person"] = [f"p{int(path.stem) // 2}" for path in paths]
+    frame.loc[3, "file"] = None
+    frame.loc[4, "file"] = "photos/a/nothing.png"
+    frame.to_csv(tmp_path / "ages.csv", index=False)
+    data = read(tmp_path / "ages.csv", "age", group="person")
+    assert data.task == "regression"
+    assert data.input_shape == (3, 16, 16)
+    assert whole(data) == 38
+    for part in ("38 colour images", "1 rows without 'file' left out (first: row 4)", "not there left out (first: row 5)"):
+        assert part in data.source
+    by_hand = {20.5 + int(path.stem): np.asarray(Image.open(path).convert("RGB").resize((16, 16), 2)) for path in paths[20:]}
+    for image, age in zip(data.test.inputs, data.test.labels.tolist(), strict=True):
+        assert isinstance(image, torch.Tensor)
+        if image.mean() > 0.5:  # of class b
+            np.testing.assert_allclose(image.permute(1, 2, 0) * 255, by_hand[age], atol=1e-3)
+    classes = read(tmp_path / "ages.csv", "person")
+    assert classes.task == "classification"
+    assert "columns beside the images left out: age" in classes.source
+
+
+def test_table_of_recordings(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(20):
+        wavfile.write(tmp_path / f"{number}.wav", 8000, rng.normal(size=2000).astype(np.float32) * number / 40)
+    frame = pd.DataFrame({"path": [f"./{number}.wav" for number in range(20)], "loudness": np.arange(20) / 7})
+    frame.to_csv(tmp_path / "loudness.csv", index=False)
+    data = read(tmp_path / "loudness.csv", "loudness")
+    assert data.task == "regression"
+    assert data.input_shape == (64, 26)
+    assert data.history[0].startswith("log_mel(rate=8000")
+
+
+def test_many_images_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images(tmp_path / "photos", 40, classes="abc")
+    monkeypatch.setenv("ASSAY_MEMORY", f"{30 * 16 * 16 * 3 * 16 / 1024}K")
+    data = read(tmp_path / "photos")
+    assert "30 of 120 images, drawn at random" in data.source
+    counts = sum(torch.bincount(split.labels, minlength=3) for split in (data.train, data.valid, data.test))
+    assert counts.tolist() == [10, 10, 10]  # type: ignore[union-attr]
+    assert read(tmp_path / "photos").fingerprint == data.fingerprint
+
+
 def test_image_folder(tmp_path: Path) -> None:
     data = read(images(tmp_path / "photos"))
     assert data.input_shape == (3, 16, 16)
@@ -348,7 +406,7 @@ _ROWS = "".join(f"{n},{n * n},{'yes' if n % 2 else 'no'}\n" for n in range(30))
         (_npz(x=np.zeros((20, 2, 5)) * np.nan, y=np.arange(20) % 2), r"first at \(0, 0, 0\)"),
         (_npz(x=np.zeros((20, 2)), y=np.zeros(19)), r"one label to each"),
         (_text("@classLabel true\n@data\n1,2,x:a\n", "a.ts"), r"Line 3 of .*a\.ts"),
-        (_text("@classLabel false\n@data\n1,2\n", "a.ts"), r"no class labels"),
+        (_text("@classLabel false\n@data\n1,2\n", "a.ts"), r"has no labels"),
         (_link, r"0\.png is a link that leads out of"),
         (_linked_folder, r"c is a link that leads out of"),
         (_loose, r"in no class folders"),

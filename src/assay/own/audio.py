@@ -101,6 +101,7 @@ def read_audio(folder: Path) -> Material:
         notes=files.notes,
         form=sound.as_form(),
         history=sound.history,
+        task="classification",
     )
 
 

@@ -33,6 +33,9 @@ def try_methods(
     text: Annotated[str | None, typer.Option(help="Column that holds texts.")] = None,
     group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one split.")] = None,
     time: Annotated[str | None, typer.Option(help="Column to split by: the latest rows are the test.")] = None,
+    series: Annotated[
+        str | None, typer.Option(help="Column that says of which series a row is a step, --time its order.")
+    ] = None,
     everything: Annotated[bool, typer.Option("--all", help="Every method of the catalogue that fits.")] = False,
     seeds: Annotated[int, typer.Option(help="Trainings of every arm.")] = 5,
     budget: Annotated[str | None, typer.Option(help="Time after which nothing more is trained, e.g. 90s, 10m, 2h.")] = None,
@@ -63,6 +66,7 @@ def try_methods(
             text=text,
             group=group,
             time=time,
+            series=series,
             seeds=seeds,
             budget=seconds,
             device=device,
@@ -70,7 +74,15 @@ def try_methods(
             everything=everything,
             say=lambda line: progress.console.print(line, highlight=False, markup=False),
         )
-    given = {"--on": on, "--target": target, "--text": text, "--group": group, "--time": time, "--seeds": str(seeds)}
+    given = {
+        "--on": on,
+        "--target": target,
+        "--text": text,
+        "--group": group,
+        "--time": time,
+        "--series": series,
+        "--seeds": str(seeds),
+    }
     given |= {"--budget": budget, "--device": None if device == "cpu" else device}
     words = ["assay", "try", *(methods or []), *(["--all"] if everything else [])]
     command = shlex.join(words + [word for name, value in given.items() if value is not None for word in (name, value)])

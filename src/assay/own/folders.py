@@ -114,8 +114,8 @@ def in_class_folders(folder: Path, suffixes: Collection[str], what: str) -> File
     return Files(folder, paths, pd.Series(classes, dtype=object), np.array(where) if split else None, notes)
 
 
-def in_column(table: Path, column: pd.Series, target: pd.Series) -> tuple[Files, NDArray[np.int64]]:
-    """Files that a column of a table names, relative to the folder of the table; also which rows have one.
+def in_column(table: Path, column: pd.Series, target: pd.Series) -> Files:
+    """Files that a column of a table names, relative to the folder of the table; their target keeps the number of its row.
 
     Args:
         table: the file of the table, for messages.
@@ -143,7 +143,7 @@ def in_column(table: Path, column: pd.Series, target: pd.Series) -> tuple[Files,
             )
         notes.append(f"{missing} rows whose file is not there left out (first: row {column.index[first]})")
     rows = np.flatnonzero(there)
-    return Files(root, [paths[row] for row in rows], target.iloc[rows], None, notes), rows
+    return Files(root, [paths[row] for row in rows], target.iloc[rows], None, notes)
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -178,6 +178,9 @@ def _series(path: Path, preparation: Preparation, notes: list[str], chunk: int) 
             ids = [str(begin + place) for place in range(1, len(piece) + 1)]
             yield Fresh(ids, piece, None if target is None else target.iloc[begin : begin + chunk])
         return
+    if "series" in form:
+        yield from _long(path, preparation, notes, chunk)
+        return
     columns = form.get("columns")
     if columns is None:
         raise AssayError(f"{path} is not read, since the run was trained on series from {_source(form)}: give such a file.")
@@ -185,6 +188,22 @@ def _series(path: Path, preparation: Preparation, notes: list[str], chunk: int) 
         _require(path, frame, columns)
         numbers = pd.DataFrame({name: _column(path, frame[name], "number", preparation) for name in columns})
         yield Fresh([str(r) for r in frame.index], filled(path, numbers.to_numpy()[:, None, :]), _target(frame, preparation))
+
+
+def _long(path: Path, preparation: Preparation, notes: list[str], chunk: int) -> Iterator[Fresh]:
+    """The steps of a series may lie anywhere in the file, so it is read as a whole."""
+    from assay.own.long import new_series
+    from assay.own.series import filled
+
+    form = preparation.form
+    frame = pd.concat(list(_frames(path, preparation, notes, 100_000, [form["series"]])))
+    _require(path, frame, [name for name in (form["series"], form["time"], *form["values"]) if name is not None])
+    found = new_series(path, frame, form, notes)
+    inputs = filled(path, _of_length(path, found.values, form, notes))
+    target = _target(frame, preparation)
+    for begin in range(0, len(inputs), chunk):
+        part = slice(begin, begin + chunk)
+        yield Fresh(found.names[part], inputs[part], None if target is None else target.iloc[found.first[part]])
 
 
 def _source(form: Mapping[str, Any]) -> str:

@@ -36,7 +36,13 @@ def read_images(folder: Path) -> Material:
     """
     files, images, what = pictures(in_class_folders(folder, SUFFIXES, "images"))
     return Material(
-        name=folder.name or str(folder), what=what, inputs=images, target=files.target, parts=files.parts, notes=files.notes
+        name=folder.name or str(folder),
+        what=what,
+        inputs=images,
+        target=files.target,
+        parts=files.parts,
+        notes=files.notes,
+        task="classification",
     )
 
 
@@ -63,7 +69,7 @@ def pictures(files: Files) -> tuple[Files, Tensor, str]:
 
 def as_tensor(pixels: NDArray[np.uint8]) -> Tensor:
     """Pixels (H, W) or (H, W, 3) as an image (C, H, W) in [0, 1]."""
-    image = torch.from_numpy(pixels)
+    image = torch.from_numpy(pixels.copy())  # Pillow's memory cannot be written
     return (image.unsqueeze(0) if image.dim() == 2 else image.permute(2, 0, 1)).contiguous().float().div_(255)
 
 

@@ -42,6 +42,7 @@ class Material:
         form: what one must know to read further examples alike and the inputs do not tell; see
             :func:`assay.own.preparing.form_of`.
         history: what was done to the inputs while they were read, as lines of a data set's history.
+        task: ``"classification"`` or ``"regression"`` where the source says so; else the target tells.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Material:
     notes: list[str] = field(default_factory=list)
     form: dict[str, Any] = field(default_factory=dict)
     history: tuple[str, ...] = ()
+    task: str | None = None
 
     def __post_init__(self) -> None:
         if self.group is not None and self.time is not None:
@@ -118,7 +120,10 @@ def _labels(material: Material, notes: list[str]) -> tuple[Positions, str, tuple
         distinct = np.unique(numbers[finite])
         whole = bool((distinct == distinct.round()).all())
         # A few words among many numbers ("unknown") are gaps; a few numbers among words are classes of that name.
-        if finite.mean() > 0.8 and not (whole and len(distinct) <= MOST_NUMBERED_CLASSES):
+        quantity = finite.mean() > 0.8 and not (whole and len(distinct) <= MOST_NUMBERED_CLASSES)
+        if material.task == "regression" and not finite.any():
+            raise AssayError(f"No target in {where} is a finite number (first {target.iloc[0]!r}): give numbers to predict.")
+        if quantity if material.task is None else material.task == "regression":
             if not finite.all():
                 first = int(np.flatnonzero(~finite)[0])
                 notes.append(

@@ -10,6 +10,7 @@ from assay.data import Dataset
 from assay.errors import AssayError
 from assay.own.folders import hidden
 from assay.own.material import Material, build
+from assay.own.named import Named
 from assay.own.preparing import Preparation
 
 _KINDS = "a folder of images or wav files, .csv, .tsv, .parquet, .npz or .ts"
@@ -21,6 +22,7 @@ def read(
     text: str | None = None,
     group: str | None = None,
     time: str | None = None,
+    series: str | None = None,
     seed: int = 0,
 ) -> Dataset:
     """Read a folder of images or recordings, a table, texts, series or arrays as a data set with splits.
@@ -38,13 +40,14 @@ def read(
             target, label, class or y, and where the layout tells (folders, ``.npz``, ``.ts``).
         text: column that holds the texts.
         group: column whose equal values stay in one split (patients, authors).
-        time: column by which to split: the latest rows are the test.
+        time: column by which to split: the latest rows are the test. With ``series`` it is the order of the steps instead.
+        series: column that says which series a row is a step of.
         seed: of the split.
 
     Raises:
         AssayError: one sentence that names the file, the place and the mend.
     """
-    return understand(path, target, text, group, time, seed)[0]
+    return understand(path, target, text, group, time, series, seed)[0]
 
 
 def understand(
@@ -53,45 +56,46 @@ def understand(
     text: str | None = None,
     group: str | None = None,
     time: str | None = None,
+    series: str | None = None,
     seed: int = 0,
 ) -> tuple[Dataset, Preparation]:
     """What :func:`read` returns, with how its examples were prepared, so that further ones can be made alike."""
-    return build(gather(Path(path), target, text, group, time), seed)
+    return build(gather(Path(path), Named(target, text, group, time, series)), seed)
 
 
-def gather(path: Path, target: str | None, text: str | None, group: str | None, time: str | None) -> Material:
+def gather(path: Path, named: Named) -> Material:
     """Read without splitting."""
     try:
-        return _gather(path, target, text, group, time)
+        return _gather(path, named)
     except OSError as error:
         raise AssayError(f"{path} cannot be read ({error.strerror or error}): mend its permissions, or name another.") from error
 
 
-def _gather(path: Path, target: str | None, text: str | None, group: str | None, time: str | None) -> Material:
+def _gather(path: Path, named: Named) -> Material:
     if not path.exists():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [], n=3)
         raise AssayError(f"There is no {path}: " + (f"did you mean {', '.join(near)}?" if near else "check the path."))
     if path.is_dir():
-        return _folder(path, target, text, group, time)
+        return _folder(path, named)
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        _only(path, "an .npz file", target=target, text=text)
+        _only(path, "an .npz file", named, "group", "time")
         from assay.own.arrays import read_npz
 
-        return read_npz(path, group, time)
+        return read_npz(path, named.group, named.time)
     if suffix == ".ts":
-        _only(path, "a .ts file", target=target, text=text, group=group, time=time)
+        _only(path, "a .ts file", named)
         from assay.own.series import read_ts
 
         return read_ts(path)
     if suffix in (".csv", ".tsv", ".parquet", ".pq"):
         from assay.own.tables import read_table
 
-        return read_table(path, target, text, group, time)
+        return read_table(path, named)
     raise AssayError(f"{path} is of no kind that can be read: give {_KINDS}.")
 
 
-def _folder(path: Path, target: str | None, text: str | None, group: str | None, time: str | None) -> Material:
+def _folder(path: Path, named: Named) -> Material:
     """A folder is what most of its files are."""
     from assay.own.audio import OTHER_SUFFIXES, read_audio
     from assay.own.audio import SUFFIXES as SOUNDS
@@ -102,13 +106,11 @@ def _folder(path: Path, target: str | None, text: str | None, group: str | None,
     if others > images + sounds:
         most = max(OTHER_SUFFIXES, key=lambda suffix: found[suffix])
         raise AssayError(f"The recordings in {path} are {most} files, which are not read: convert them to .wav (ffmpeg does).")
-    _only(
-        path, "a folder of wav files" if sounds > images else "an image folder", target=target, text=text, group=group, time=time
-    )
+    _only(path, "a folder of wav files" if sounds > images else "an image folder", named)
     return read_audio(path) if sounds > images else read_images(path)
 
 
-def _only(path: Path, kind: str, **given: str | None) -> None:
-    named = [name for name, value in given.items() if value is not None]
-    if named:
-        raise AssayError(f"{path} is {kind}, which has no column for {' and '.join(named)}: leave that out.")
+def _only(path: Path, kind: str, named: Named, *allowed: str) -> None:
+    refused = [option for option in named.given() if option not in allowed]
+    if refused:
+        raise AssayError(f"{path} is {kind}, which has no column for {' and '.join(refused)}: leave that out.")

@@ -28,15 +28,21 @@ def read_ts(path: Path) -> Material:
     rows: list[list[NDArray[np.float64]]] = []
     labels: list[str] = []
     parts: list[str] = []
+    tasks = set()
     for file in files:
-        found = _lines(file, rows, labels)
+        found, task = _lines(file, rows, labels)
+        tasks.add(task)
         parts += ["test" if "_TEST" in file.name else "train"] * found
     notes: list[str] = []
     values, lengths = _stacked(path, rows)
+    beyond = np.isinf(values)
+    if beyond.any():
+        notes.append(f"{beyond.sum()} infinite numbers taken as gaps")
+        values[beyond] = np.nan
     longest = values.shape[2]
     if min(lengths) != longest:
         notes.append(f"series of {min(lengths)} to {longest} steps: short ones go on with their last value")
-        gaps = sum(int(np.isnan(channel).sum()) for row in rows for channel in row)
+        gaps = sum(int((~np.isfinite(channel)).sum()) for row in rows for channel in row)
     else:
         gaps = int(np.isnan(values).sum())
     if gaps:
@@ -48,6 +54,7 @@ def read_ts(path: Path) -> Material:
         target=pd.Series(labels, dtype=object),
         parts=np.array(parts) if len(files) == 2 else None,
         notes=notes,
+        task=tasks.pop() if len(tasks) == 1 else None,
     )
 
 
@@ -55,7 +62,7 @@ def read_series(path: Path) -> tuple[NDArray[np.float64], list[str] | None]:
     """The series (N, C, L) of one file, gaps (also those behind short ones) NaN, and their labels where it has them."""
     rows: list[list[NDArray[np.float64]]] = []
     labels: list[str] = []
-    found = _lines(path, rows, labels, need=False)
+    found, _ = _lines(path, rows, labels, need=False)
     return _stacked(path, rows)[0], labels if len(labels) == found else None
 
 
@@ -84,31 +91,40 @@ def filled(path: Path, values: NDArray[np.float64]) -> torch.Tensor:
     return torch.from_numpy(whole.reshape(values.shape).astype(np.float32))
 
 
-def _lines(path: Path, rows: list[list[NDArray[np.float64]]], labels: list[str], need: bool = True) -> int:
-    """Add the series and labels of one file (which may have none unless they are needed); returns how many there are."""
-    found, data, classes = 0, False, None
+def _lines(path: Path, rows: list[list[NDArray[np.float64]]], labels: list[str], need: bool = True) -> tuple[int, str | None]:
+    """Add the series and labels of one file (which may have none unless they are needed).
+
+    Returns:
+        How many series there are, and the task that the head of the file tells.
+    """
+    found, data, labelled, task = 0, False, True, None
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
         if not data:
             words = line.lower().split()
+            if words[0] == "@timestamps" and words[1:2] == ["true"]:
+                raise AssayError(f"{path} gives a time with each value (@timeStamps true), which is not read: give values alone.")
             if words[0] in ("@classlabel", "@targetlabel"):
-                classes = words[1:2] == ["true"]
+                labelled = words[1:2] == ["true"]
+                task = "classification" if words[0] == "@classlabel" else "regression"
             data = words[0] == "@data"
             continue
-        if classes is False and need:
-            raise AssayError(f"{path} has no class labels (@classLabel false): give a file that has them.")
-        *channels, label = line.split(":") if classes is not False else [*line.split(":"), ""]
+        if not labelled and need:
+            raise AssayError(f"{path} has no labels (@classLabel or @targetLabel false): give a file that has them.")
+        *channels, label = line.split(":") if labelled else [*line.split(":"), ""]
         try:
             rows.append([np.array(channel.replace("?", "nan").split(","), dtype=np.float64) for channel in channels])
         except ValueError:
             raise AssayError(f"Line {number} of {path} is no series of numbers: mend or remove it.") from None
         if not channels:
             raise AssayError(f"Line {number} of {path} has no label after a colon: mend or remove it.")
-        if classes is not False:
+        if labelled:
+            if not label.strip():
+                raise AssayError(f"Line {number} of {path} has no label after its last colon: mend or remove it.")
             labels.append(label.strip())
         found += 1
     if not found:
         raise AssayError(f"{path} has no series after a line @data: give a .ts file of the time-series archives.")
-    return found
+    return found, task if labelled else None

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from assay.errors import AssayError
+from assay.own.folders import in_column
 from assay.own.material import Material
+from assay.own.named import Named
+from assay.own.preparing import Inputs
 from assay.own.series import filled
 
 _USUAL_TARGETS = ("target", "label", "class", "y")
@@ -28,8 +32,8 @@ _FEWEST_STEPS = 8
 _BLOCK = 1 << 20
 
 
-def read_table(path: Path, target: str | None, text: str | None, group: str | None, time: str | None) -> Material:
-    """Rows of a CSV, TSV or Parquet file.
+def read_table(path: Path, named: Named) -> Material:
+    """Rows of a CSV, TSV or Parquet file, or the images, recordings or series that they stand for.
 
     Raises:
         AssayError: the file cannot be read, or a column is missing (the nearest names are given).
@@ -38,53 +42,121 @@ def read_table(path: Path, target: str | None, text: str | None, group: str | No
     frame = _parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _csv(path, notes)
     frame.columns = [str(name).strip() for name in frame.columns]
     frame.index = pd.RangeIndex(1, len(frame) + 1)  # rows as people count them
-    if target is None:
+    return understood(path, frame, named, notes)
+
+
+def understood(path: Path, frame: pd.DataFrame, named: Named, notes: list[str]) -> Material:
+    """What the rows of a table stand for.
+
+    Args:
+        path: of the table, for messages.
+        frame: its rows, indexed by row number.
+        named: what the columns are for.
+        notes: what was repaired so far.
+
+    Raises:
+        AssayError: a column is missing, or nothing can be learnt from what is there.
+    """
+    repeated = [str(name) for name in frame.columns[frame.columns.duplicated()]]
+    if repeated:
+        raise AssayError(f"{path} has several columns called {repeated[0]!r}: give each a name of its own.")
+    if named.target is None:
         usual = [name for name in frame if name.lower() in _USUAL_TARGETS]
         if len(usual) != 1:
-            raise AssayError(f"Which column of {path} is to be predicted? Name it as target: {_some(list(frame))}.")
-        target = usual[0]
-    for option, name in (("target", target), ("text", text), ("group", group), ("time", time)):
-        if name is not None and name not in frame:
-            near = difflib.get_close_matches(name, list(frame), n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else f"it has {_some(list(frame))}."
-            raise AssayError(f"{path} has no column {name!r} for the {option}: {hint}")
-    named = [name for name in (target, text, group, time) if name is not None]
-    if len(set(named)) < len(named):
-        raise AssayError(f"A column of {path} is named twice ({', '.join(named)}): target, text, group and time must differ.")
-    frame = _rows_with(frame, target, notes)
+            raise AssayError(f"Which column of {path} is to be predicted? Name it as target: {some(list(frame))}.")
+        named = replace(named, target=usual[0])
+    _check(path, frame, named)
+    assert named.target is not None
+    frame = rows_with(frame, named.target, notes)
     if frame.empty:
-        raise AssayError(f"{path} has no row with a value in column {target!r}: give it some.")
-    inputs = frame.drop(columns=[name for name in (target, group, time) if name is not None])
+        raise AssayError(f"{path} has no row with a value in column {named.target!r}: give it some.")
+    if named.series is not None:
+        from assay.own.long import read_long
+
+        return read_long(path, frame, named, notes)
+    beside = [name for option, name in named.given().items() if option != "text"]
+    inputs = frame.drop(columns=beside)
     if inputs.columns.empty:
-        raise AssayError(f"{path} has no column besides {', '.join(named)}: there is nothing to predict from.")
-    if text is None and _is_text(inputs):
-        text = str(inputs.columns[0])
-    found: pd.DataFrame | tuple[str, ...]
+        raise AssayError(f"{path} has no column besides {', '.join(beside)}: there is nothing to predict from.")
+    material = _from_files(path, frame, inputs, named, notes) if named.text is None else None
+    return material or _from_columns(path, frame, inputs, named, notes)
+
+
+def _check(path: Path, frame: pd.DataFrame, named: Named) -> None:
+    for option, name in named.given().items():
+        if name not in frame:
+            near = difflib.get_close_matches(name, list(frame), n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"it has {some(list(frame))}."
+            raise AssayError(f"{path} has no column {name!r} for the {option}: {hint}")
+    names = list(named.given().values())
+    if len(set(names)) < len(names):
+        raise AssayError(f"A column of {path} is named twice ({', '.join(names)}): {', '.join(named.given())} must differ.")
+    if named.series is not None and named.text is not None:
+        raise AssayError(f"{path} cannot be read as series and as texts at once: leave text or series out.")
+
+
+def _from_columns(path: Path, frame: pd.DataFrame, inputs: pd.DataFrame, named: Named, notes: list[str]) -> Material:
+    """Texts, series whose steps are the columns, or rows of a table."""
+    text = str(inputs.columns[0]) if named.text is None and _is_text(inputs) else named.text
+    form: dict[str, Any] = {"target": named.target}
+    found: Inputs
     if text is not None:
-        frame = _rows_with(frame, text, notes)
+        frame = rows_with(frame, text, notes)
         found, what = tuple(frame[text].astype(str).str.strip()), f"texts (column {text!r})"
+        form["column"] = text
+    elif _is_series(inputs):
+        values = np.stack([as_numbers(inputs[name]).to_numpy() for name in inputs], axis=1)
+        hollow = np.isnan(values).all(axis=1)
+        if hollow.any():
+            notes.append(f"{hollow.sum()} series without any number left out (first: row {inputs.index[hollow][0]})")
+            values, frame = values[~hollow], frame[~hollow]
+        gaps = int(np.isnan(values).sum())
+        if gaps:
+            notes.append(f"{gaps} gaps filled between their neighbours")
+        found, what = filled(path, values[:, None, :]), f"series of {inputs.shape[1]} steps"
+        form["columns"] = list(inputs)
     else:
         found, what = cleaned(inputs, notes), f"rows of {inputs.shape[1]} columns"
         if found.columns.empty:
             raise AssayError(f"No column of {path} tells the rows apart ({'; '.join(notes)}): there is nothing to learn from.")
-    series = isinstance(found, pd.DataFrame) and _is_series(inputs)
-    if series:
-        values = inputs.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan).to_numpy(np.float64)
-        tensor, what = filled(path, values[:, None, :]), f"series of {inputs.shape[1]} steps"
-    form: dict[str, Any] = {"target": target}
-    if text is not None:
-        form["column"] = text
-    elif series:
-        form["columns"] = list(inputs)
-    return Material(
-        name=path.name,
-        what=what,
-        inputs=tensor if series else found,
-        target=frame[target],
-        group=as_groups(frame[group]) if group else None,
-        time=as_times(path, frame[time]) if time else None,
-        notes=notes,
-        form=form,
+    return _with_splits(Material(path.name, what, found, frame[named.target], notes=notes, form=form), path, frame, named)
+
+
+def _from_files(path: Path, frame: pd.DataFrame, inputs: pd.DataFrame, named: Named, notes: list[str]) -> Material | None:
+    """Images or recordings whose paths stand in a column; ``None`` where there is no such column."""
+    from assay.own import audio, images
+
+    def names(column: pd.Series, suffixes: set[str]) -> bool:
+        there = column.dropna().astype(str).str.strip().str.lower()
+        return len(there) > 0 and float(there.str.endswith(tuple(suffixes)).mean()) > _MOSTLY
+
+    for suffixes, what in ((images.SUFFIXES, "images"), (audio.SUFFIXES, "wav files")):
+        column = next((name for name in inputs if not is_numeric(inputs[name]) and names(inputs[name], suffixes)), None)
+        if column is None:
+            continue
+        if inputs.shape[1] > 1:
+            notes.append(f"columns beside the {what} left out: {some([name for name in inputs if name != column])}")
+        there = rows_with(frame, column, notes)
+        files = in_column(path, there[column], there[named.target])
+        files.notes[:0] = notes
+        if what == "images":
+            files, pixels, described = images.pictures(files)
+            material = Material(path.name, described, pixels, files.target, notes=files.notes)
+        else:
+            files, bands, described, sound = audio.recordings(files)
+            material = Material(path.name, described, bands, files.target, notes=files.notes)
+            material = replace(material, form=sound.as_form(), history=sound.history)
+        material = replace(material, form={**material.form, "target": named.target})
+        return _with_splits(material, path, frame.loc[files.target.index], named)
+    return None
+
+
+def _with_splits(material: Material, path: Path, frame: pd.DataFrame, named: Named) -> Material:
+    """With the columns by which the examples, the rows of ``frame``, are to be split."""
+    return replace(
+        material,
+        group=as_groups(frame[named.group]) if named.group else None,
+        time=as_times(path, frame[named.time]) if named.time else None,
     )
 
 
@@ -210,7 +282,8 @@ def _encoding(path: Path, notes: list[str]) -> str:
 # ---------------------------------------------------------------------------------------------------- columns
 
 
-def _rows_with(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
+def rows_with(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
+    """Rows that have something in a column; the others are noted."""
     there = frame[name].notna()
     if not pd.api.types.is_numeric_dtype(frame[name]):
         there &= frame[name].astype(str).str.strip() != ""
@@ -233,10 +306,11 @@ def _is_series(inputs: pd.DataFrame) -> bool:
     if len(steps) < _FEWEST_STEPS or not all(steps):
         return False
     numbers = np.array([int(step[1]) for step in steps if step])
-    return bool((np.diff(numbers) == 1).all()) and all(_is_numeric(inputs[name]) for name in inputs)
+    return bool((np.diff(numbers) == 1).all()) and all(is_numeric(inputs[name]) for name in inputs)
 
 
-def _is_numeric(column: pd.Series) -> bool:
+def is_numeric(column: pd.Series) -> bool:
+    """Are at least four of five values that are there numbers?"""
     there = column.notna()
     return bool(pd.to_numeric(column[there], errors="coerce").notna().mean() >= _MOSTLY)
 
@@ -252,7 +326,7 @@ def cleaned(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
         if (column[there].nunique() < 2 and there.all()) or not there.any():
             useless.append(name)
             continue
-        if _is_numeric(column):
+        if is_numeric(column):
             numbers = as_numbers(column)
             strange = there & pd.to_numeric(column, errors="coerce").isna()
             if strange.any():
@@ -268,9 +342,9 @@ def cleaned(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
             columns[name] = as_words(column)
             gaps += int((~there).sum())
     if useless:
-        notes.append(f"columns with one value left out: {_some(useless)}")
+        notes.append(f"columns with one value left out: {some(useless)}")
     if names:
-        notes.append(f"columns that name rows left out: {_some(names)} (a text to learn from is named as text)")
+        notes.append(f"columns that name rows left out: {some(names)} (a text to learn from is named as text)")
     if mixed:
         notes.append(f"words among numbers taken as gaps: {'; '.join(mixed[:3])}")
     if infinite:
@@ -315,5 +389,6 @@ def as_times(path: Path, column: pd.Series) -> NDArray[np.float64]:
     return np.asarray(numbers, dtype=np.float64)
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

@@ -25,6 +25,7 @@ from assay.lab.verdict import Verdict, adjust, judge
 from assay.own.baselines import baseline, reference, reference_name, reference_varies
 from assay.own.budget import TimeIsOver, affordable, alarm, training_seconds
 from assay.own.methods import DoesNotFit, changes, every, find, there, treated, words
+from assay.own.named import Named
 from assay.own.preparing import Preparation, form_of, prepared
 from assay.own.reading import understand
 from assay.own.saved import save_run
@@ -182,6 +183,7 @@ def try_(
     text: str | None = None,
     group: str | None = None,
     time: str | None = None,
+    series: str | None = None,
     seeds: int = 5,
     budget: float | None = None,
     device: str = "cpu",
@@ -197,7 +199,8 @@ def try_(
         target: column to predict; see :func:`assay.own.read`.
         text: column that holds the texts.
         group: column whose equal values stay in one split.
-        time: column by which to split.
+        time: column by which to split; with ``series``, the order of its steps.
+        series: column that says of which series a row is a step.
         seeds: trainings of every arm, with the seeds 0 to ``seeds - 1``.
         budget: seconds after which nothing more is trained; what is finished counts. Methods for which it is too short are
             refused beforehand, the dearest first. ``None`` has no end.
@@ -217,7 +220,7 @@ def try_(
     where = _device(device)
     more, absent = every() if everything else ([], {})
     treatments = {method: [find(name) for name in method.split("+")] for method in dict.fromkeys([*methods, *more])}
-    data, preparation = _data(on, target, text, group, time)
+    data, preparation = _data(on, Named(target, text, group, time, series))
     plain = baseline(data)
     classifies = data.task == "classification"
     trial = Trial(
@@ -421,9 +424,7 @@ def _note(trial: Trial, data: Dataset) -> None:
 # ---------------------------------------------------------------------------------------------------- data
 
 
-def _data(
-    on: str | Path | Dataset, target: str | None, text: str | None, group: str | None, time: str | None
-) -> tuple[Dataset, Preparation]:
+def _data(on: str | Path | Dataset, named: Named) -> tuple[Dataset, Preparation]:
     if isinstance(on, Dataset):
         data, preparation = on, Preparation(form_of(on.train.inputs))
     elif not Path(on).exists() and str(on) in {row.name for row in available()}:
@@ -431,7 +432,7 @@ def _data(
         line = f"{data.name}: {data.task}; train {len(data.train)}, valid {len(data.valid)}, test {len(data.test)}"
         data = dataclasses.replace(data, source=f"{line} (test as in the catalogue).")
     else:
-        data, preparation = understand(on, target, text, group, time)
+        data, preparation = understand(on, **vars(named))
     return _validated(data), preparation
 
 
