@@ -192,6 +192,32 @@ def digest(
 
 
 @app.command()
+def cost(
+    what: Annotated[list[str] | None, typer.Argument(help="`KEY`, `KEY:CLAIM` or a topic; several are allowed.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every claim of every paper.")] = False,
+    scale: Scale = "full",
+    seeds: Annotated[int, typer.Option(help="Seeds that would be run.")] = 5,
+    gpu: Annotated[str, typer.Option(help="Whose hours: `a100` or `h100`.")] = "a100",
+    utilisation: Annotated[float, typer.Option(help="The fraction of its peak that is achieved.")] = 0.35,
+    budget: Annotated[float, typer.Option(help="Seconds for which work besides the trainings is tried.")] = 5.0,
+    as_json: Json = False,
+) -> None:
+    """Count what claims cost at a scale, without training anything.
+
+    Every recipe's network is built and the floating-point operations of one step are counted; docs/scale.md says how the rest
+    is found and what the columns are.
+    """
+    from assay.lab.cost import count
+    from assay.show import print_costs
+
+    found = count(what or [], everything, scale, seeds, gpu, utilisation, budget)
+    if as_json:
+        _print_json(found)
+    else:
+        print_costs(found)
+
+
+@app.command()
 def record(
     what: Annotated[list[str] | None, typer.Argument(help="`KEY`, `KEY:CLAIM` or a topic.")] = None,
     everything: Annotated[bool, typer.Option("--all", help="Everything that the ledger has.")] = False,

@@ -133,8 +133,6 @@ class Recipe:
                 f"Recipe.devices is {self.devices} with {self.batch_size // self.accumulate} examples at a time: some would have "
                 "nothing to do; take a larger batch_size or fewer devices."
             )
-        if self.devices > 1 and isinstance(self.loss, PerExample) and "features" in self.loss.wants:
-            raise AssayError("The loss compares features within a batch, of which each device has a share; train on one device.")
         if self.devices > 1 and self.strategy == "fsdp" and self.hooks:
             raise AssayError("Recipe.hooks see whole weights, which no device has under strategy='fsdp'; use strategy='ddp'.")
 

@@ -301,6 +301,42 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
     console().print(text, highlight=False)
 
 
+def print_costs(found: Mapping[str, Any]) -> None:
+    """A line a paper, what was not seen, and how long all takes on so many machines."""
+    numbers = ("claims", "asked", "once", "PFLOP", "GPU h", "bf16 h", "core h")
+    table = _table("paper", *numbers, "how", right=numbers)
+    for column in table.columns:
+        column.no_wrap = True
+    for row in [*found["papers"], {"paper": "all", **found["total"]}]:
+        table.add_row(
+            f"[bold]{row['paper']}[/]",
+            f"{row['claims'] - row['uncounted']}/{row['claims']}",
+            f"{row['trainings']}",
+            f"{row['distinct']}",
+            *(_amount(amount) for amount in (row["flops"] / 1e15, row["gpu_hours"], row["gpu_hours_bfloat16"])),
+            _amount(row["other_core_hours"]),
+            " ".join(row["how"]),
+        )
+    out = console()
+    out.print(table)
+    for one in found["claims"]:
+        for text in [f"not counted: {one['error']}"] if one["error"] else one["notes"]:
+            out.print(Padding(f"[dim]{one['paper']}:{one['claim']}[/] {escape(text)}", (0, 2)))
+    out.print(
+        f"{found['scale']} scale, {found['seeds']} seeds. asked, once: trainings that claims ask for, and distinct ones; "
+        f"core h: work without a network, on a core. Longest unit: {found['longest']['float32']['unit']}.",
+        highlight=False,
+    )
+    times = _table("machines", "float32 h", "bfloat16 h", right=("machines", "float32 h", "bfloat16 h"))
+    for row in found["machines"]:
+        times.add_row(f"{row['machines']:,}", _amount(row["float32"]), _amount(row["bfloat16"]))
+    out.print(times)
+
+
+def _amount(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}" if number >= 0.01 else "<0.01" if number else "0"
+
+
 # ------------------------------------------------------------------------------------------------ housekeeping
 
 

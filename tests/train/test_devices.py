@@ -29,7 +29,7 @@ from assay.lab.lab import parse_device
 from assay.lab.memory import recipe_fingerprint
 from assay.nn import ConvNet, mlp
 from assay.papers.labels.elr import elr
-from assay.recipe import Recipe
+from assay.recipe import Recipe, per_example
 from assay.train.hooks import Hook, Run
 from assay.train.loop import Trained, fit
 from assay.train.schedules import cosine
@@ -83,6 +83,18 @@ class Drift(Hook):
         with torch.no_grad():
             for parameter in run.model.parameters():
                 parameter.add_(0.01 * torch.randn_like(parameter))
+
+
+class Neighbourly(nn.Module):
+    """A loss that compares the features of a batch with each other, and has a weight of its own."""
+
+    def __init__(self, feature_dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(feature_dim))
+
+    def forward(self, logits: Tensor, labels: Tensor, features: Tensor) -> Tensor:
+        alike = F.normalize(features * self.scale, dim=1) @ F.normalize(features, dim=1).T
+        return F.cross_entropy(logits, labels) + 0.1 * (alike - (labels[:, None] == labels).float()).square().mean()
 
 
 def dropping() -> nn.Module:
@@ -142,6 +154,7 @@ RECIPES = {
     "convolutions": Recipe(pictures(), model=partial(ConvNet, 3, 2, 8, (4, 8), 16), epochs=4, batch_size=16),
     "hook": plain(hooks=(Tally(),)),
     "memory per example": elr(plain()),
+    "features compared within the batch": plain(loss=per_example(Neighbourly)),
 }
 
 

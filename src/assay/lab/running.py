@@ -41,7 +41,7 @@ def run(
 ) -> tuple[list[Result], Counter[str]]:
     """Run what is missing; returns the results of everything asked for and how the new units ended."""
     console = Console(stderr=True, quiet=quiet)
-    _check(what, everything, scale, workers, device)
+    check(what, everything, scale, workers, device)
     chosen = _runnable(catalogue.select(what, everything), what, console)
     ledger = Ledger()
     units = plan(chosen, seeds, scale, device, ledger)
@@ -59,13 +59,18 @@ def run(
 
 def results(what: list[str], everything: bool, scale: str, device: str) -> list[Result]:
     """What the ledger has for the present code, without running anything."""
-    _check(what, everything, scale, 0, device)
+    check(what, everything, scale, 0, device)
     ledger = Ledger()
     found = [result(p, c, ledger, scale, device, claim_code(c)) for p, c in catalogue.select(what, everything)]
     return [one for one in found if one is not None]
 
 
-def _check(what: list[str], everything: bool, scale: str, workers: int, device: str) -> None:
+def check(what: list[str], everything: bool, scale: str, workers: int = 0, device: str = "cpu") -> None:
+    """Refuse what no command over claims can do anything with.
+
+    Raises:
+        AssayError: nothing was named, or the scale, the workers or the device are impossible.
+    """
     from assay.lab.lab import SCALES, parse_device
 
     if not what and not everything:

@@ -364,8 +364,13 @@ class _SharedLoop(Loop):
         mine = batch[bounds[self.rank] : bounds[self.rank + 1]]
         # Without a share (a last batch of fewer examples than devices) some example stands in, whose outputs are not used.
         own = self.module(mine if len(mine) else batch[:1])
-        gathered: Tensor = _Gather.apply(own.float(), bounds, self.rank)  # type: ignore[no-untyped-call]
-        return gathered
+        if "features" in self.wants:
+            self.features = self._gathered(self.features, bounds)
+        return self._gathered(own, bounds)
+
+    def _gathered(self, own: Tensor, bounds: list[int]) -> Tensor:
+        whole: Tensor = _Gather.apply(own.float(), bounds, self.rank)  # type: ignore[no-untyped-call]
+        return whole
 
     def _clock(self) -> float:
         if self.device.type == "cuda":
