@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pickle
 from functools import partial
+from pathlib import Path
 
+import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.base import clone
@@ -27,13 +30,22 @@ from assay.train.loop import fit
 EXPECTED = {"check_methods_subset_invariance": "float32 products of other batch sizes differ in the last digit, more than 1e-7"}
 
 
+#: What scikit-learn itself skips, unless it is asked to look into other array libraries.
+SKIPPED = {"check_array_api_input"}
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("learner", [Learner(epochs=20), LearnerRegressor(epochs=20)])
 def test_contract(learner: object) -> None:
     found = check_estimator(learner, on_fail=None, on_skip=None, expected_failed_checks=EXPECTED)
     assert len(found) > 45
     assert [(row["check_name"], row["exception"]) for row in found if row["status"] == "failed"] == []
-    assert {row["check_name"] for row in found if row["status"] == "skipped"} <= {"check_array_api_input"}
+    assert {row["check_name"] for row in found if row["status"] == "skipped"} <= SKIPPED
+
+
+def test_docs_name_what_is_not_kept() -> None:
+    said = (Path(__file__).parents[2] / "docs" / "trying.md").read_text(encoding="utf-8")
+    assert all(name in said for name in {*EXPECTED, *SKIPPED})
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +107,44 @@ def test_a_recipe_of_ones_own_gets_the_new_data(blobs: tuple[np.ndarray, np.ndar
     recipe = Recipe(data, model=partial(mlp, 4, 3, (16,)), epochs=10)
     learner = clone(Learner(recipe)).fit(x, y)
     assert learner.score(x, y) > 0.9
+
+
+def test_what_a_treatment_does_to_the_inputs_is_done_when_predicting(blobs: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = blobs
+    learner = Learner(treatment=_rescaled, epochs=8).fit(x, y)
+    assert len(learner.preparation_.steps) == 2
+    assert learner.score(x, y) > 0.9
+
+
+def _rescaled(recipe: Recipe) -> Recipe:
+    return recipe.replace(data=recipe.data.rescale(10, 30))
+
+
+def test_order_and_number_of_examples_make_no_difference(blobs: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = blobs
+    learner = Learner(epochs=3).fit(x, y)
+    order = np.random.default_rng(0).permutation(len(x))
+    assert np.array_equal(learner.predict_proba(x[order]), learner.predict_proba(x)[order])
+    alone = np.concatenate([learner.predict_proba(row[None]) for row in x])
+    # All that is different is the last digit of float32, for which scikit-learn's own check has no room.
+    np.testing.assert_allclose(alone, learner.predict_proba(x), atol=1e-5)
+
+
+def test_frames(blobs: tuple[np.ndarray, np.ndarray]) -> None:
+    x, y = blobs
+    frame = pd.DataFrame(x, columns=list("abcd"))
+    learner = Learner(epochs=4).fit(frame, pd.Series(y))
+    assert list(learner.feature_names_in_) == list("abcd")
+    assert np.array_equal(learner.predict(frame), Learner(epochs=4).fit(x, y).predict(x))
+    with pytest.raises(ValueError, match="feature names"):
+        learner.predict(frame.rename(columns={"a": "z"}))
+
+
+def test_joblib(blobs: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    x, y = blobs
+    learner = Learner(treatment=elr, epochs=2).fit(x, y)
+    joblib.dump(learner, tmp_path / "learner.joblib")
+    assert np.array_equal(joblib.load(tmp_path / "learner.joblib").predict_proba(x), learner.predict_proba(x))
 
 
 def test_images_and_texts() -> None:

@@ -20,8 +20,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor
 
 from assay.data import Dataset, Split
-from assay.nn.text import token_ids
 from assay.own.baselines import baseline
+from assay.own.preparing import Line, Preparation, form_of
 from assay.recipe import Recipe
 from assay.train.loop import fit
 
@@ -51,15 +51,11 @@ class _Learner(BaseEstimator):  # type: ignore[misc]
     # ------------------------------------------------------------------------------------------------ training
 
     def _train(self, inputs: Tensor | tuple[str, ...], labels: Tensor, task: str, classes: tuple[str, ...]) -> Self:
-        self.shift_: Tensor | None = None
-        self.scale_: Tensor | None = None
+        preparation = Preparation(form_of(inputs))
         if self.recipe is None and isinstance(inputs, Tensor) and inputs.dim() in (2, 3):
             # The plain recipe wants numbers of the size of 1; a recipe of one's own gets the inputs as they are.
-            dims = [0, *range(2, inputs.dim())]
-            self.shift_ = inputs.double().mean(dim=dims, keepdim=True).float()
-            std = inputs.double().std(dim=dims, correction=0, keepdim=True).float()
-            self.scale_ = torch.where(std > 1e-12, std, torch.ones_like(std))
-            inputs = (inputs - self.shift_) / self.scale_
+            preparation = preparation.then(Line.standard(inputs))
+            inputs = preparation(inputs)
         whole = Split(inputs, labels)
         none = whole.take(torch.arange(0))
         data = Dataset("X", task, train=whole, valid=none, test=none, classes=classes)
@@ -68,8 +64,8 @@ class _Learner(BaseEstimator):  # type: ignore[misc]
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
         trained = fit(recipe, int(seed), self.device)
-        self.vocabulary_ = recipe.data.features if isinstance(inputs, tuple) else None
-        self.text_length_ = recipe.data.input_shape[0] if isinstance(inputs, tuple) else None
+        # A recipe encodes texts, and a treatment may scale: what is predicted for has to go the same way.
+        self.preparation_ = preparation.followed(data, recipe.data)
         self.model_ = trained.model
         self.history_ = trained.history
         self.n_iter_ = len(trained.history["train_loss"])
@@ -92,14 +88,14 @@ class _Learner(BaseEstimator):  # type: ignore[misc]
     def _outputs(self, X: Any) -> Tensor:
         """Outputs of the network for every example: (N, C) on the CPU."""
         check_is_fitted(self)
+        given: Tensor | tuple[str, ...]
         if _is_texts(X):
-            if self.vocabulary_ is None or self.text_length_ is None:
+            if self.preparation_.kind != "text":
                 raise ValueError("X holds texts, but the network was trained on numbers: give it what fit was given.")
-            inputs = token_ids(list(X), self.vocabulary_, self.text_length_)
+            given = tuple(X)
         else:
-            inputs = torch.from_numpy(validate_data(self, X, reset=False, dtype=np.float32, allow_nd=True))
-            if self.shift_ is not None and self.scale_ is not None:
-                inputs = (inputs - self.shift_) / self.scale_
+            given = torch.from_numpy(validate_data(self, X, reset=False, dtype=np.float32, allow_nd=True))
+        inputs: Tensor = self.preparation_(given)
         device = next(self.model_.parameters()).device
         with torch.no_grad():
             return torch.cat([self.model_(part.to(device)).float().cpu() for part in inputs.split(_CHUNK)])
@@ -122,6 +118,7 @@ class Learner(ClassifierMixin, _Learner):  # type: ignore[misc]
         model_: the trained ``nn.Module``.
         history_: per epoch ``train_loss`` and ``train_accuracy``.
         n_iter_: epochs that were trained.
+        preparation_: what an example goes through before the network (scaling, words to numbers).
     """
 
     def fit(self, X: Any, y: Any) -> Self:

@@ -67,7 +67,7 @@ def verdict_lines(trial: Trial) -> list[str]:
             line += f" [yellow](of {len(q)} methods, one may well do so by chance)[/]"
         line += f" [dim]({escape(test.note)})[/]" if test.note else ""
         if verdict.more_seeds:
-            line += f"; about {verdict.more_seeds} more seeds would decide"
+            line += f"; about {verdict.more_seeds} more seed{'s' if verdict.more_seeds > 1 else ''} would decide"
         lines.append(line)
     return lines
 

@@ -109,13 +109,16 @@ def _summary(trial: Mapping[str, Any]) -> list[str]:
     """What a hurried reader takes away."""
     verdicts = trial["verdicts"]
     helps = [method for method, found in verdicts.items() if found["controlled"]]
-    hurts = [method for method, found in verdicts.items() if found["verdict"] == "fails"]
-    open_ = [method for method in verdicts if method not in helps and method not in hurts]
+    same = [method for method, found in verdicts.items() if found["verdict"] == "fails" and found["tests"][0]["effect"] == 0]
+    hurts = [method for method, found in verdicts.items() if found["verdict"] == "fails" and method not in same]
+    open_ = [method for method in verdicts if method not in (*helps, *hurts, *same)]
     lines = []
     if helps:
         lines.append(f"{_listed(helps)} {'help' if len(helps) > 1 else 'helps'} on these data.")
     if hurts:
         lines.append(f"{_listed(hurts)} {'do' if len(hurts) > 1 else 'does'} not help: worse than the baseline.")
+    if same:
+        lines.append(f"{_listed(same)} made no difference at all.")
     if open_:
         lines.append(f"Whether {_listed(open_)} {'help' if len(open_) > 1 else 'helps'} is not decided by so many seeds.")
     means = {arm: found["mean"] for arm, found in trial["arms"].items() if found["mean"] is not None}
@@ -132,11 +135,11 @@ def _summary(trial: Mapping[str, Any]) -> list[str]:
 def _judged(method: str, found: Mapping[str, Any], trial: Mapping[str, Any]) -> Judged:
     (test,) = found["tests"]
     said = {"holds": "better than the baseline", "fails": "worse than the baseline", "inconclusive": "not decided"}
-    words = said[found["verdict"]]
+    words = said[found["verdict"]] if found["verdict"] != "fails" or test["effect"] else "no difference at all"
     if found["verdict"] == "holds" and not found["controlled"]:
         words += f", but of {len(trial['verdicts'])} methods one may well look so by chance"
     if found["more_seeds"]:
-        words += f"; about {found['more_seeds']} more seeds would decide"
+        words += f"; about {found['more_seeds']} more seed{'s' if found['more_seeds'] > 1 else ''} would decide"
     if test["note"]:
         words += f" ({test['note']})"
     numbers, strip = "one seed has no interval", None
