@@ -44,7 +44,7 @@ def recipe_fingerprint(recipe: Recipe, seed: int, device: torch.device) -> str:
 
 
 def known(recipe: Recipe, seed: int, device: torch.device) -> bool:
-    """Is this training in the cache?"""
+    """Is this training in the cache of this machine?"""
     return _path(recipe_fingerprint(recipe, seed, device)).exists()
 
 
