@@ -5,6 +5,7 @@ Every recording becomes a log-mel spectrogram as soon as it is read, so that mem
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import warnings
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from assay.errors import AssayError
 from assay.nn.audio import Mel, log_mel
-from assay.own.folders import Files, in_class_folders, short
+from assay.own.folders import Files, in_class_folders
 from assay.own.limits import memory_bound
 from assay.own.material import Material
 
@@ -138,23 +139,23 @@ def recordings(files: Files) -> tuple[Files, Tensor, str, Sound]:
         kept.notes.append(
             f"recordings of {min(seconds):.2g} to {max(seconds):.3g} s brought to {length:.2f} s ({', '.join(steps)})"
         )
-    early = [path for path, seen in zip(files.paths, looked, strict=True) if seen is not None and seen.cut]
+    early = [place for place, seen in enumerate(looked) if seen is not None and seen.cut]
     if early:
-        kept.notes.append(f"{len(early)} recordings end before their header says (first: {short(early[0], files.root)})")
+        kept.notes.append(f"{len(early)} recordings end before their header says (first: {files.name(early[0])})")
     silent = (inputs.amax(dim=(1, 2)) - inputs.amin(dim=(1, 2)) < 1e-3).nonzero().flatten().tolist()
     if silent:
-        kept.notes.append(f"{len(silent)} recordings are silent (first: {short(kept.paths[silent[0]], kept.root)})")
+        kept.notes.append(f"{len(silent)} recordings are silent (first: {kept.name(silent[0])})")
     what = f"recordings of {length:.2f} s as log-mel spectrograms of {sound.mel.bands} bands and {sound.columns} columns"
     return kept, inputs, what, sound
 
 
-def spectrograms(files: Sequence[Path], sound: Sound) -> list[Tensor | None]:
+def spectrograms(files: Sequence[Path | bytes], sound: Sound) -> list[Tensor | None]:
     """A log-mel spectrogram (bands, T) of each file; ``None`` where one is broken or has no samples."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda path: _spectrogram(path, sound), files))
 
 
-def _spectrogram(path: Path, sound: Sound) -> Tensor | None:
+def _spectrogram(path: Path | bytes, sound: Sound) -> Tensor | None:
     wave = waveform(path, sound.mel.rate, sound.samples)
     if wave is None:
         return None
@@ -163,7 +164,7 @@ def _spectrogram(path: Path, sound: Sound) -> Tensor | None:
     return log_mel(torch.from_numpy(padded).unsqueeze(0), sound.mel)[0]
 
 
-def waveform(path: Path, rate: int, samples: int) -> NDArray[np.float32] | None:
+def waveform(path: Path | bytes, rate: int, samples: int) -> NDArray[np.float32] | None:
     """At most the first ``samples`` samples of a recording at this rate, in [-1, 1] and in one channel; ``None`` if broken."""
     try:
         found, values = _opened(path)
@@ -193,23 +194,28 @@ class _Seen(NamedTuple):
     cut: bool
 
 
-def _look(path: Path) -> _Seen | None:
+def _look(path: Path | bytes) -> _Seen | None:
     """``None`` for what is no recording or an empty one."""
     try:
         rate, values = _opened(path)
-        with path.open("rb") as file:
-            said = int.from_bytes(file.read(8)[4:], "little") + 8
+        if isinstance(path, bytes):
+            head, size = path[:8], len(path)
+        else:
+            with path.open("rb") as file:
+                head, size = file.read(8), path.stat().st_size
     except Exception:
         return None
     if not len(values) or not 0 < rate <= 768_000:
         return None
-    return _Seen(rate, len(values), 1 if values.ndim == 1 else values.shape[1], said > path.stat().st_size + 1)
+    return _Seen(rate, len(values), 1 if values.ndim == 1 else values.shape[1], int.from_bytes(head[4:], "little") + 8 > size + 1)
 
 
-def _opened(path: Path) -> tuple[int, NDArray[Any]]:
+def _opened(path: Path | bytes) -> tuple[int, NDArray[Any]]:
     """Rate and samples of a wav file; where the format allows it, they stay on disk until they are looked at."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", wavfile.WavFileWarning)  # about chunks that are not sound
+        if isinstance(path, bytes):
+            return wavfile.read(io.BytesIO(path))  # type: ignore[no-any-return]
         try:
             return wavfile.read(path, mmap=True)  # type: ignore[no-any-return]
         except ValueError:  # 24 bits are unpacked

@@ -6,7 +6,7 @@ What is in the files is somebody else's business (:mod:`assay.own.images`, :mod:
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,20 +28,25 @@ class Files:
 
     Args:
         root: the folder that all of them lie in.
-        paths: where they are.
+        paths: where they are; or what is in them, where that is known already.
         target: (N,) the name of each one's class, or whatever a table says of it.
         parts: ``"train"``, ``"valid"`` or ``"test"`` for each, where they lie in such folders.
         notes: what was left out.
     """
 
     root: Path
-    paths: list[Path]
+    paths: Sequence[Path | bytes]
     target: pd.Series
     parts: NDArray[np.str_] | None = None
     notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def name(self, place: int) -> str:
+        """How a message calls the file at ``place``."""
+        path = self.paths[place]
+        return f"row {self.target.index[place]}" if isinstance(path, bytes) else short(path, self.root)
 
     def take(self, kept: NDArray[np.int64]) -> Files:
         """Those at ``kept``."""
@@ -63,7 +68,7 @@ class Files:
     def refuse_many(self, broken: Collection[int], what: str) -> None:
         """Raise an :class:`AssayError` if more than a few are broken."""
         if len(broken) > max(1, MOST_BROKEN * len(self)) or len(broken) == len(self):
-            some = ", ".join(short(self.paths[place], self.root) for place in sorted(broken)[:3])
+            some = ", ".join(self.name(place) for place in sorted(broken)[:3])
             raise AssayError(
                 f"{len(broken)} of {len(self)} {what} in {self.root} cannot be read ({some}): replace or remove them."
             )
@@ -77,7 +82,7 @@ class Files:
         if not broken:
             return self
         self.refuse_many(broken, what)
-        some = ", ".join(short(self.paths[place], self.root) for place in sorted(broken)[:3])
+        some = ", ".join(self.name(place) for place in sorted(broken)[:3])
         self.notes.append(f"{len(broken)} unreadable files left out ({some})")
         return self.take(np.array([place for place in range(len(self)) if place not in broken], dtype=np.int64))
 
@@ -93,7 +98,7 @@ def in_class_folders(folder: Path, suffixes: Collection[str], what: str) -> File
     Raises:
         AssayError: there are none, they are in no class folders, or a link leads out of the folder.
     """
-    parts = {child.name: _PARTS[child.name.lower()] for child in subfolders(folder) if child.name.lower() in _PARTS}
+    parts = {child.name: part for child in subfolders(folder) if (part := part_of(child.name)) is not None}
     split = "train" in parts.values() and len(set(parts.values())) > 1 and len(parts) == len(subfolders(folder))
     paths, classes, where = [], [], []
     for base, part in [(folder / name, part) for name, part in parts.items()] if split else [(folder, "")]:
@@ -104,14 +109,25 @@ def in_class_folders(folder: Path, suffixes: Collection[str], what: str) -> File
             where += [part] * len(found)
     if not paths:
         raise AssayError(_nothing(folder, suffixes, what))
-    notes = []
-    if split and "test" not in where:
-        where = ["test" if part == "valid" else part for part in where]
-        notes.append("the validation folder is the test, as there is no other")
+    notes: list[str] = []
+    splits = parts_of(np.array(where), notes, "folder") if split else None
     loose = sum(path.suffix.lower() in suffixes and not path.name.startswith(".") for path in folder.iterdir() if path.is_file())
     if loose:
         notes.append(f"{loose} {what} outside of the class folders left out")
-    return Files(folder, paths, pd.Series(classes, dtype=object), np.array(where) if split else None, notes)
+    return Files(folder, paths, pd.Series(classes, dtype=object), splits, notes)
+
+
+def part_of(name: str) -> str | None:
+    """``"train"``, ``"valid"`` or ``"test"``, if that is what a folder or split of this name is."""
+    return _PARTS.get(name.lower())
+
+
+def parts_of(where: NDArray[np.str_], notes: list[str], what: str) -> NDArray[np.str_]:
+    """Parts (N,) as they are used: without a test, the validation part is it (and that is noted)."""
+    if "test" in where:
+        return where
+    notes.append(f"the validation {what} is the test, as there is no other")
+    return np.where(where == "valid", "test", where)
 
 
 def in_column(table: Path, column: pd.Series, target: pd.Series) -> Files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import statistics
 import warnings
@@ -84,29 +85,29 @@ def _format(files: Files) -> tuple[int, str, bool]:
     return size, mode, {seen[0] for seen in good} == {(size, size)}
 
 
-def _look(path: Path) -> tuple[tuple[int, int], bool] | None:
+def _look(path: Path | bytes) -> tuple[tuple[int, int], bool] | None:
     """Size and whether it is grey, from the header; ``None`` for what is no image."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(io.BytesIO(path) if isinstance(path, bytes) else path) as image:
                 return image.size, image.mode in ("1", "L", "LA") or image.mode.startswith("I")
     except Exception:
         return None
 
 
-def decode(files: Sequence[Path], size: tuple[int, int], mode: str) -> list[NDArray[np.uint8] | None]:
+def decode(files: Sequence[Path | bytes], size: tuple[int, int], mode: str) -> list[NDArray[np.uint8] | None]:
     """Pixels (H, W) or (H, W, 3) of each file, brought to ``size`` (width, height); ``None`` where one is broken."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda path: _decode(path, size, mode), files))
 
 
-def _decode(path: Path, size: tuple[int, int], mode: str) -> NDArray[np.uint8] | None:
+def _decode(path: Path | bytes, size: tuple[int, int], mode: str) -> NDArray[np.uint8] | None:
     """The first frame, upright, as (H, W) or (H, W, 3); ``None`` where the file is broken."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
+            with Image.open(io.BytesIO(path) if isinstance(path, bytes) else path) as opened:
                 if not opened.mode.startswith("I"):
                     opened.draft(mode, (2 * size[0], 2 * size[1]))  # JPEG decodes to about this size at once
                 image: Image.Image = ImageOps.exif_transpose(opened)

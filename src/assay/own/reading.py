@@ -13,7 +13,7 @@ from assay.own.material import Material, build
 from assay.own.named import Named
 from assay.own.preparing import Preparation
 
-_KINDS = "a folder of images or wav files, .csv, .tsv, .parquet, .npz or .ts"
+_KINDS = "a folder of images or wav files, .csv, .tsv, .parquet, .npz, .ts, or a saved Hugging Face dataset"
 
 
 def read(
@@ -97,6 +97,10 @@ def _gather(path: Path, named: Named) -> Material:
 
 def _folder(path: Path, named: Named) -> Material:
     """A folder is what most of its files are."""
+    from assay.own.hub import is_saved, read_saved
+
+    if is_saved(path):
+        return read_saved(path, named)
     from assay.own.audio import OTHER_SUFFIXES, read_audio
     from assay.own.audio import SUFFIXES as SOUNDS
     from assay.own.images import SUFFIXES, read_images

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import difflib
+import importlib.util
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,12 +61,7 @@ def understood(path: Path, frame: pd.DataFrame, named: Named, notes: list[str]) 
     repeated = [str(name) for name in frame.columns[frame.columns.duplicated()]]
     if repeated:
         raise AssayError(f"{path} has several columns called {repeated[0]!r}: give each a name of its own.")
-    if named.target is None:
-        usual = [name for name in frame if name.lower() in _USUAL_TARGETS]
-        if len(usual) != 1:
-            raise AssayError(f"Which column of {path} is to be predicted? Name it as target: {some(list(frame))}.")
-        named = replace(named, target=usual[0])
-    _check(path, frame, named)
+    named = replace(named, target=target_of(path, list(frame), named))
     assert named.target is not None
     frame = rows_with(frame, named.target, notes)
     if frame.empty:
@@ -82,22 +78,32 @@ def understood(path: Path, frame: pd.DataFrame, named: Named, notes: list[str]) 
     return material or _from_columns(path, frame, inputs, named, notes)
 
 
-def _check(path: Path, frame: pd.DataFrame, named: Named) -> None:
+def target_of(path: Path, columns: Sequence[str], named: Named) -> str:
+    """The column to predict: the named one, or the only one that is called as targets usually are.
+
+    Raises:
+        AssayError: there is no such column, or any other that was named is not there.
+    """
+    usual = [name for name in columns if name.lower() in _USUAL_TARGETS]
+    if named.target is None and len(usual) != 1:
+        raise AssayError(f"Which column of {path} is to be predicted? Name it as target: {some(columns)}.")
+    named = replace(named, target=named.target or usual[0])
     for option, name in named.given().items():
-        if name not in frame:
-            near = difflib.get_close_matches(name, list(frame), n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else f"it has {some(list(frame))}."
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"it has {some(columns)}."
             raise AssayError(f"{path} has no column {name!r} for the {option}: {hint}")
     names = list(named.given().values())
     if len(set(names)) < len(names):
         raise AssayError(f"A column of {path} is named twice ({', '.join(names)}): {', '.join(named.given())} must differ.")
     if named.series is not None and named.text is not None:
         raise AssayError(f"{path} cannot be read as series and as texts at once: leave text or series out.")
+    return str(named.target)
 
 
 def _from_columns(path: Path, frame: pd.DataFrame, inputs: pd.DataFrame, named: Named, notes: list[str]) -> Material:
     """Texts, series whose steps are the columns, or rows of a table."""
-    text = str(inputs.columns[0]) if named.text is None and _is_text(inputs) else named.text
+    text = str(inputs.columns[0]) if named.text is None and is_text(inputs) else named.text
     form: dict[str, Any] = {"target": named.target}
     found: Inputs
     if text is not None:
@@ -163,11 +169,16 @@ def _with_splits(material: Material, path: Path, frame: pd.DataFrame, named: Nam
 # ---------------------------------------------------------------------------------------------------- files
 
 
+def need_pyarrow(path: Path) -> None:
+    """Raise an :class:`AssayError` where pyarrow is not installed."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise AssayError(f"{path} needs pyarrow to be read: `pip install 'assay[arrow]'`, or save it as CSV.")
+
+
 def _parquet(path: Path) -> pd.DataFrame:
+    need_pyarrow(path)
     try:
-        return pd.read_parquet(path)
-    except ImportError:
-        raise AssayError(f"{path} is a Parquet file, which needs pyarrow: `pip install pyarrow`, or save it as CSV.") from None
+        return pd.read_parquet(path, engine="pyarrow")
     except Exception as error:
         raise AssayError(
             f"{path} is no readable Parquet file ({type(error).__name__}): write it anew, or save it as CSV."
@@ -292,7 +303,7 @@ def rows_with(frame: pd.DataFrame, name: str, notes: list[str]) -> pd.DataFrame:
     return frame[there]
 
 
-def _is_text(inputs: pd.DataFrame) -> bool:
+def is_text(inputs: pd.DataFrame) -> bool:
     """One column of many different strings of several words."""
     if inputs.shape[1] != 1 or pd.api.types.is_numeric_dtype(inputs.iloc[:, 0]):
         return False
