@@ -78,6 +78,9 @@ def test_score_where_the_truth_is_there(rows: SavedRun, table: Callable[..., Pat
 def test_gaps_and_words_that_were_never_seen(rows: SavedRun, table: Callable[..., Path]) -> None:
     found = predict(rows, table(size=["", "unknown", *["7"] * 23], colour=["", "mauve", *["red"] * 23]), keep=None)
     assert found.first[0]["p(big)"] == found.first[1]["p(big)"] == 0.5  # filled with the median, no category
+    assert found.notes == []
+    strange = predict(rows, table(colour=[f"shade {n}" for n in range(25)]), chunk=10)
+    assert strange.notes == ["no value of 'colour' was ever seen in training"]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])

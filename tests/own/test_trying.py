@@ -21,9 +21,8 @@ from typer.testing import CliRunner
 from assay.data import Dataset
 from assay.errors import AssayError
 from assay.lab import memory
-from assay.own import read, try_, trying
+from assay.own import methods, read, try_, trying
 from assay.own.commands import duration, try_methods
-from assay.own.methods import treated
 from assay.own.printing import print_trial
 from assay.recipe import Recipe, treatment
 from assay.train.schedules import linear
@@ -129,7 +128,7 @@ def test_methods_compose_unless_one_undoes_the_other(known: None, data: Dataset)
     assert set(trial.verdicts) == {"smooth+straight", "smooth+wrapped"}
     assert "smooth would undo what wrapped did to the loss" in trial.refused["wrapped+smooth"]
     plain = trying.baseline(data)
-    both = treated(plain, [smooth, wrapped])
+    both = methods.treated(plain, [smooth, wrapped])
     assert both.loss.args[0].keywords == {"label_smoothing": 0.2}  # type: ignore[union-attr]
 
 
@@ -250,3 +249,97 @@ def test_table_shows_every_arm(known: None, data: Dataset, monkeypatch: pytest.M
     text = out.export_text()
     for words in ("baseline", "smooth above baseline", "gradient boosting", "left out broken"):
         assert words in text
+
+
+# ---------------------------------------------------------------------------------------------------- everything, saving
+
+
+def _invoke(*arguments: str) -> Any:
+    app = typer.Typer()
+    app.command()(try_methods)
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_everything_that_fits_is_tried_with_q(known: None, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        trying, "every", lambda: (["smooth", "straight", "broken"], {"far": "it needs rdkit, which is not installed"})
+    )
+    said: list[str] = []
+    trial = try_([], on=_csv(tmp_path), seeds=2, everything=True, say=said.append)
+    assert set(trial.verdicts) == {"smooth", "straight"}
+    assert trial.refused == {"far": "it needs rdkit, which is not installed", "broken": "this loss is for pictures"}
+    assert said == [trial.data]
+    p = {name: verdict.p for name, verdict in trial.verdicts.items()}
+    lower, higher = sorted(p, key=p.__getitem__)
+    assert trial.q()[lower] == pytest.approx(min(2 * p[lower], p[higher]))
+    monkeypatch.setattr(trial, "q", lambda: {"smooth": 0.04, "straight": 0.06})
+    controlled = {name: found["controlled"] for name, found in trial.as_dict()["verdicts"].items()}
+    assert controlled == {name: trial.verdicts[name].verdict == "holds" and name == "smooth" for name in controlled}
+
+
+def test_every_treatment_of_the_catalogue_has_a_name_that_is_found() -> None:
+    names, absent = methods.every()
+    assert "elr" in names
+    assert len(names) == len(set(names))
+    for name in names:
+        assert callable(methods.find(name))
+    assert all("not installed" in why for why in absent.values())
+
+
+def test_the_best_network_and_a_report_are_saved_and_where_is_said(known: None, tmp_path: Path, home: Path) -> None:
+    path = str(_csv(tmp_path))
+    first = _invoke("smooth", "--on", path, "--seeds", "2")
+    assert first.exit_code == 0, first.output
+    assert str(home / "runs" / "own-1") in first.output
+    again = _invoke("smooth", "--on", path, "--seeds", "2", "--json", "--out", str(tmp_path / "mine"))
+    found = json.loads(again.stdout)
+    assert found["saved"] == [str(tmp_path / "mine")]
+    assert found["command"] == f"assay try smooth --on {path} --seeds 2"
+    facts = json.loads((tmp_path / "mine" / "run.json").read_text())
+    assert facts["command"] == found["command"]
+    assert (facts["arm"], facts["seed"]) == (found["best"]["arm"], found["best"]["seed"])
+    none = _invoke("smooth", "--on", path, "--seeds", "2", "--no-save", "--json")
+    assert json.loads(none.stdout)["saved"] == []
+    assert len(list((home / "runs").iterdir())) == 1
+
+
+def test_without_the_extra_web_all_but_the_report_works(
+    known: None, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from assay.own import report
+
+    monkeypatch.setattr(report, "_NEEDED", {"no_such_module": "nosuch"})
+    done = _invoke("smooth", "--on", str(_csv(tmp_path)), "--seeds", "2")
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.output.split())
+    assert 'The HTML report is left out, as it needs nosuch: `pip install "assay[web]"` brings it.' in text
+    assert (home / "runs" / "own-1" / "model.safetensors").is_file()
+    assert not (home / "runs" / "own-1" / "report.html").exists()
+
+
+@treatment
+def spoilt(recipe: Recipe) -> Recipe:
+    return recipe.replace(data=recipe.data._but("magic()", train=recipe.data.train))
+
+
+def test_what_cannot_be_saved_says_why(known: None, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trying, "find", {"spoilt": spoilt}.__getitem__)
+    monkeypatch.setattr(trying.Trial, "best", lambda trial: ("spoilt", 0))
+    done = _invoke("spoilt", "--on", str(_csv(tmp_path)), "--seeds", "1")
+    assert done.exit_code == 0, done.output
+    assert "spoilt is not saved, since what magic does to the inputs cannot be done again" in " ".join(done.output.split())
+    assert not (home / "runs").exists()
+
+
+def test_a_known_data_set_gets_a_validation_split(known: None, home: Path) -> None:
+    trial = try_(["smooth"], on="iris", seeds=1)
+    assert "train 108, valid 12, test 30" in trial.data
+    assert set(trial.valid) == {"baseline", "smooth", "gradient boosting"}
+
+
+def test_stopping_is_no_crash(known: None, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(memory, "train", stop)
+    assert _invoke("smooth", "--on", str(_csv(tmp_path))).exit_code == 130

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,7 @@ def try_methods(
     from assay.own.printing import print_trial
     from assay.own.trying import try_
 
-    with _progress(as_json) as (progress, report):
+    with _stoppable(), _progress(as_json) as (progress, report):
         trial = try_(
             methods or [],
             on=on,
@@ -162,19 +163,33 @@ def _keep(trial: Trial, out: Path | None, on: str, command: str) -> list[str]:
 
 
 @contextmanager
+def _stoppable() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("assay: stopped; what was trained is kept, the same command goes on from there.", file=sys.stderr)
+        raise typer.Exit(130) from None
+
+
+@contextmanager
 def _progress(quiet: bool) -> Iterator[tuple[Progress, Report]]:
-    """A bar with the time that is left; on no terminal, a line now and then."""
+    """A bar with the time that is left; where there is no terminal, a line for each training."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"))
     console = Console(stderr=True, quiet=quiet)
     progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.description}"), console=console, transient=True)
+    told = 0
     with progress:
         bar = progress.add_task("reading", total=None)
 
         def report(done: float, total: float, note: str) -> None:
+            nonlocal told
             progress.update(bar, completed=done, total=total, description=note.replace("[", "\\["))
+            if not console.is_terminal and int(done) > told:
+                told = int(done)
+                console.print(f"{told} of {total:.0f} done; now {note}", highlight=False, markup=False)
 
         yield progress, report
 

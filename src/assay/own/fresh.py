@@ -15,7 +15,7 @@ from torch import Tensor
 
 from assay.errors import AssayError
 from assay.own.folders import files_below
-from assay.own.preparing import Inputs, Preparation
+from assay.own.preparing import Columns, Inputs, Preparation
 
 #: Examples that are in memory at a time.
 CHUNK = 1024
@@ -143,10 +143,20 @@ def _files(
 
 def _tables(path: Path, preparation: Preparation, notes: list[str], chunk: int) -> Iterator[Fresh]:
     columns: Mapping[str, str] = preparation.form["columns"]
+    known = {
+        name: {*words, *rare}
+        for step in preparation.steps
+        if isinstance(step, Columns)
+        for name, words, rare in zip(step.words, step.categories, step.rare, strict=True)
+    }
+    strange = set(known)  # columns of which no word was seen in training, so far
     for frame in _frames(path, preparation, notes, chunk, [name for name, kind in columns.items() if kind == "word"]):
         _require(path, frame, list(columns))
         found = {name: _column(path, frame[name], kind, preparation) for name, kind in columns.items()}
+        strange -= {name for name in strange if found[name].isin(known[name]).any()}
         yield Fresh([str(row) for row in frame.index], pd.DataFrame(found, index=frame.index), _target(frame, preparation))
+    if strange:
+        notes.append(f"no value of {', '.join(map(repr, sorted(strange)))} was ever seen in training")
 
 
 def _texts(path: Path, preparation: Preparation, notes: list[str], chunk: int) -> Iterator[Fresh]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -21,12 +22,14 @@ def print_trial(trial: Trial, saved: Sequence[str] = ()) -> None:
     """A table of the arms with verdicts, and what a reader should know.
 
     Args:
-        trial: what was found; its line about the data was printed before.
+        trial: what was found.
         saved: the folder of the run, and its report.
     """
     from assay.own.trying import BASELINE
 
     out = console()
+    if not out.is_terminal:  # there it was printed before the trainings, beside the bar
+        out.print(escape(trial.data), highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("arm", trial.metric, "lowest", "highest", "seeds", "a training"):
         table.add_column(name, justify="left" if name == "arm" else "right")
@@ -47,10 +50,11 @@ def print_trial(trial: Trial, saved: Sequence[str] = ()) -> None:
         out.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
     best = trial.best()
     if saved and best is not None:
-        out.print(f"saved {escape(best[0])}, seed {best[1]} (best on validation): {escape(saved[0])}", highlight=False)
-        out.print(f"  [dim]assay predict {escape(saved[0])} --on NEW[/]", highlight=False)
+        said = f"saved {best[0]}, seed {best[1]}, best on validation: {saved[0]}"
+        out.print(escape(said), highlight=False, soft_wrap=True)
+        out.print(f"  [dim]assay predict {escape(shlex.quote(saved[0]))} --on NEW[/]", highlight=False, soft_wrap=True)
     if len(saved) > 1:
-        out.print(f"report: {escape(saved[1])}", highlight=False)
+        out.print(escape(f"report: {saved[1]}"), highlight=False, soft_wrap=True)
 
 
 def verdict_lines(trial: Trial) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shlex
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from assay.lab.verdict import judge
 from assay.own.saved import FACTS, REPORT
 from assay.own.trying import BASELINE
 from assay.paper import Above
+from assay.paths import runs_dir
 
 if TYPE_CHECKING:
     from assay.atlas.figures import Figure
@@ -97,7 +99,7 @@ def _render(facts: Mapping[str, Any], place: Path) -> str:
         figure=_figure(trial, facts["arm"]),
         arms=[_arm(name, found, trial, facts["arm"]) for name, found in trial["arms"].items()],
         chosen=_chosen(facts),
-        place=place.name if place.parent.name == "runs" else place,
+        place=shlex.quote(place.name if place.parent == runs_dir() else str(place)),
     )
     return html
 
