@@ -204,7 +204,7 @@ def markdown(found: Iterable[News], since: str) -> str:
     """The news since a date as a mail to read: new papers first, then what changed, then what has to be run again."""
     recent = [one for one in found if one.when >= since]
     kinds = {kind: [one for one in recent if one.kind == kind] for kind in (PAPER, VERDICT, CHANGED, STALE)}
-    parts = [f"# assay: news since {_spelt(since)}", _tally(kinds)]
+    parts = [f"# assay: news since {spelt(since)}", _tally(kinds)]
     if kinds[PAPER]:
         parts += ["## New papers", *map(_paper_text, kinds[PAPER])]
     for kind, title in ((CHANGED, "Verdicts that changed"), (VERDICT, "More verdicts")):
@@ -255,6 +255,7 @@ def _plain(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", " ".join(text.split()))
 
 
-def _spelt(when: str) -> str:
+def spelt(when: str) -> str:
+    """A date as people write it."""
     moment = date.fromisoformat(when)
     return f"{moment.day} {moment:%B %Y}"

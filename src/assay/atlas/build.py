@@ -109,6 +109,7 @@ class Atlas:
             "filled": pages.filled,
             "identity": pages.identity,
             "moment": pages.moment,
+            "spelt": digest.spelt,
             "live": self._live,
             "address": self._address,
         }

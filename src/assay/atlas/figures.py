@@ -105,9 +105,11 @@ def prices(points: Sequence[Mapping[str, Any]]) -> Figure:
             ``holds`` and ``title``.
     """
     caption = "Filled: the claim holds. To the right of the line the method takes more time than its control."
+    if _is_bent([p["gain"] for p in points]):
+        caption += f" Beyond {_KNEE:.0f} % the vertical scale is logarithmic."
     titles = {p["href"]: p["title"] for p in points}
     shown = [{name: value for name, value in p.items() if name != "title"} for p in points]
-    return _titled(_draw(_prices, caption, points=shown), titles)
+    return _titled(_draw(_prices, caption, WHOLE, points=shown), titles)
 
 
 def years(papers: Sequence[Mapping[str, Any]], last: int) -> Figure:
@@ -391,21 +393,30 @@ def _dots(
 
 def _prices(width: int, points: Sequence[Mapping[str, Any]]) -> Any:
     alt = _alt()
-    wide = width == WIDE
-    left, right, top, bottom, height = 52, 24, 36, 48, 380 if wide else 300
+    wide = width != NARROW
+    left, right, top, bottom, height = 62, 24 if wide else 8, 36, 48, 440 if wide else 320
     plot = width - left - right
     times, gains = [p["time"] for p in points], [p["gain"] for p in points]
     x_range = _range([*times, 0.5, 2.0], True, 0.08)
-    y_range = _range([*gains, 0.0], False, 0.1)
+    # A few very large effects must not squeeze all others into a line: the scale then grows with the logarithm, from 10 % on.
+    bent = _is_bent(gains)
+    y_range = _range([_bend(gain) if bent else gain for gain in [*gains, 0.0]], False, 0.1)
+    marks = [0, *(sign * size for size in (10, 30, 100, 300, 1000, 3000, 10_000) for sign in (1, -1))]
+    across_ticks = _ticks(x_range, True, 6 if wide else 4) | {"labelExpr": "'×' + datum.label"}
+    up_ticks: dict[str, Any] = {"tickCount": 5}
+    up_scale: dict[str, Any] = {"domain": y_range, "nice": False, "zero": False}
+    if bent:
+        up_ticks = {"values": [mark for mark in marks if y_range[0] < _bend(mark) < y_range[1]]}
+        up_scale |= {"type": "symlog", "constant": _KNEE, "domain": [_unbend(end) for end in y_range]}
     x = alt.X(
         "time:Q",
         scale=alt.Scale(type="log", domain=x_range, nice=False),
-        axis=alt.Axis(grid=False, ticks=True, tickColor=RULE, **(_ticks(x_range, True, 6) | {"labelExpr": "'×' + datum.label"})),
+        axis=alt.Axis(grid=False, ticks=True, tickColor=RULE, **across_ticks),
     )
     y = alt.Y(
         "gain:Q",
-        scale=alt.Scale(domain=y_range, nice=False, zero=False),
-        axis=alt.Axis(tickCount=5, labelExpr="(datum.value == 0 ? '0' : format(datum.value, '+')) + ' %'"),
+        scale=alt.Scale(**up_scale),
+        axis=alt.Axis(labelExpr="(datum.value == 0 ? '0' : format(datum.value, '+,')) + ' %'", **up_ticks),
     )
     base = alt.Chart(alt.Data(values=[{"time": 1, "gain": 0}]))
     layers = [base.mark_rule(color=CONTROL, strokeDash=[2, 3]).encode(x=x), base.mark_rule(color=CONTROL).encode(y=y)]
@@ -413,22 +424,58 @@ def _prices(width: int, points: Sequence[Mapping[str, Any]]) -> Any:
         mine = [p for p in points if p["holds"] == holds]
         if mine:
             dots = alt.Chart(alt.Data(values=mine)).mark_point(
-                color=ACCENT, fill=ACCENT if holds else PAGE, size=90, strokeWidth=1.8, opacity=1
+                color=ACCENT, fill=ACCENT if holds else PAGE, size=90 if wide else 64, strokeWidth=1.8, opacity=1
             )
             layers.append(dots.encode(x=x, y=y, href="href:N"))
-    taken: list[tuple[float, float, float]] = []  # left, right, middle of the labels that are there
-    for p in sorted(points, key=lambda p: -abs(p["gain"])):
-        across, down = plot * _share(p["time"], x_range, True), height * (1 - _share(p["gain"], y_range, False))
-        size = CHARACTER * len(p["label"])
-        for side, begin in (("left", across + 10), ("right", across - 10 - size)):
-            free = all(begin + size < a or begin > b or abs(down - middle) > 13 for a, b, middle in taken)
-            if free and begin >= 0 and begin + size <= plot + right:
-                layers.append(_text(p["label"], begin if side == "left" else across - 10, down, INK, align=side))
-                taken.append((begin, begin + size, down))
-                break
+    places = []
+    for p in points:
+        gain = _bend(p["gain"]) if bent else p["gain"]
+        places.append((plot * _share(p["time"], x_range, True), height * (1 - _share(gain, y_range, False)), p["label"]))
+    for label, begin, down in _free_labels(places, plot + right):
+        layers.append(_text(label, begin, down, INK, fontSize=12 if wide else 11, stroke=PAGE, strokeWidth=3))
     layers.append(_text("effect, in per cent of the control", -left, -20))
     layers.append(_text("time of the method / time of the control", plot, height + 38, align="right"))
     return _finish(alt.layer(*layers), width, height, left, right, top, bottom)
+
+
+def _is_bent(gains: Sequence[float]) -> bool:
+    return max(map(abs, gains), default=0.0) > 120
+
+
+_KNEE = 10.0  # per cent: where the bent scale turns from linear to logarithmic
+
+
+def _bend(gain: float) -> float:
+    return math.copysign(math.log1p(abs(gain) / _KNEE), gain)
+
+
+def _unbend(place: float) -> float:
+    return math.copysign(_KNEE * math.expm1(abs(place)), place)
+
+
+def _free_labels(places: Sequence[tuple[float, float, str]], width: float) -> list[tuple[str, float, float]]:
+    """Label, left end and middle for the dots that have room for one beside them, over no other dot and no other label.
+
+    Dots of one paper close to each other share a label. Those at the rim come first: they are what a reader looks for.
+    """
+    taken = [(across - 6, across + 6, down - 6, down + 6) for across, down, _ in places]
+    found: list[tuple[str, float, float]] = []
+    middle = statistics.fmean(down for _, down, _ in places) if places else 0.0
+    for across, down, label in sorted(places, key=lambda place: -abs(place[1] - middle)):
+        if any(label == known and math.hypot(begin - across, at - down) < 60 for known, begin, at in found):
+            continue
+        size = CHARACTER * len(label)
+        for begin in (across + 10, across - 10 - size):
+            box = (begin, begin + size, down - 7, down + 7)
+            if box[0] >= 0 and box[1] <= width and not any(_overlap(box, other) for other in taken):
+                found.append((label, begin, down))
+                taken.append(box)
+                break
+    return found
+
+
+def _overlap(one: tuple[float, ...], two: tuple[float, ...]) -> bool:
+    return one[0] < two[1] and two[0] < one[1] and one[2] < two[3] and two[2] < one[3]
 
 
 def _years(width: int, papers: Sequence[Mapping[str, Any]], last: int) -> Any:
@@ -437,12 +484,12 @@ def _years(width: int, papers: Sequence[Mapping[str, Any]], last: int) -> Any:
     left, right, top, bottom = 10, 10, 8, 26
     counts: dict[int, int] = {}
     rows = []
-    for p in papers:
+    for p in sorted(papers, key=lambda p: not p["judged"]):
         counts[p["year"]] = counts.get(p["year"], 0) + 1
         rows.append({**p, "level": counts[p["year"]]})
     most = max(counts.values(), default=1)
     plot = width - left - right
-    step = min(14.0, plot / (last - first + 1))
+    step = min(14.0, plot / (last - first + 1), 260 / most)
     height = step * (most + 0.5)
     axis = alt.Axis(grid=False, format="d", tickCount=4 if width == NARROW else 8, ticks=True, tickColor=RULE, labelFlush=False)
     x = alt.X("year:Q", scale=alt.Scale(domain=[first - 0.5, last + 0.5], nice=False, zero=False), axis=axis)
