@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from assay.data import Dataset
 from assay.errors import AssayError
-from assay.own.folders import hidden
+from assay.own.folders import hidden, subfolders
 from assay.own.material import Material, build
 from assay.own.named import Named
 from assay.own.preparing import Preparation
+from assay.own.unpacked import content, is_archive
 
-_KINDS = "a folder of images or wav files, .csv, .tsv, .parquet, .npz, .ts, or a saved Hugging Face dataset"
+_KINDS = "a folder of images or wav files, .csv, .tsv, .parquet, .npz, .ts, a saved Hugging Face dataset, or an archive of these"
+
+_TABLES = (".csv", ".tsv", ".parquet", ".pq")
 
 
 def read(
@@ -77,6 +81,8 @@ def _gather(path: Path, named: Named) -> Material:
         raise AssayError(f"There is no {path}: " + (f"did you mean {', '.join(near)}?" if near else "check the path."))
     if path.is_dir():
         return _folder(path, named)
+    if is_archive(path):
+        return _archive(path, named)
     suffix = path.suffix.lower()
     if suffix == ".npz":
         _only(path, "an .npz file", named, "group", "time")
@@ -88,30 +94,53 @@ def _gather(path: Path, named: Named) -> Material:
         from assay.own.series import read_ts
 
         return read_ts(path)
-    if suffix in (".csv", ".tsv", ".parquet", ".pq"):
+    if suffix in _TABLES:
         from assay.own.tables import read_table
 
         return read_table(path, named)
     raise AssayError(f"{path} is of no kind that can be read: give {_KINDS}.")
 
 
+def _archive(path: Path, named: Named) -> Material:
+    """What an archive holds; messages name the archive instead of a place in the cache."""
+    inside = content(path)
+    try:
+        return replace(_gather(inside, named), name=path.name)
+    except AssayError as error:
+        raise AssayError(str(error).replace(str(inside), str(path))) from error
+
+
 def _folder(path: Path, named: Named) -> Material:
-    """A folder is what most of its files are."""
+    """A folder is what most of its files are; or what its only table says."""
+    from assay.own.audio import OTHER_SUFFIXES, read_audio
+    from assay.own.audio import SUFFIXES as SOUNDS
     from assay.own.hub import is_saved, read_saved
+    from assay.own.images import SUFFIXES, read_images
 
     if is_saved(path):
         return read_saved(path, named)
-    from assay.own.audio import OTHER_SUFFIXES, read_audio
-    from assay.own.audio import SUFFIXES as SOUNDS
-    from assay.own.images import SUFFIXES, read_images
-
-    found = Counter(file.suffix.lower() for file in path.rglob("*") if not hidden(file.name))
+    files = [file for file in path.rglob("*") if file.suffix and not hidden(file.name) and file.is_file()]
+    found = Counter(file.suffix.lower() for file in files)
     images, sounds, others = (sum(found[suffix] for suffix in kind) for kind in (SUFFIXES, SOUNDS, OTHER_SUFFIXES))
     if others > images + sounds:
         most = max(OTHER_SUFFIXES, key=lambda suffix: found[suffix])
         raise AssayError(f"The recordings in {path} are {most} files, which are not read: convert them to .wav (ffmpeg does).")
+    tables = [file for file in files if file.suffix.lower() in _TABLES and file.parent == path]
+    if images + sounds and len(tables) == 1 and (named.target is not None or len(subfolders(path)) < 2):
+        return _gather(tables[0], named)  # a table that names the files beside it
+    if not images + sounds and (only := _only_file(path, files)) is not None:
+        return _gather(only, named)
     _only(path, "a folder of wav files" if sounds > images else "an image folder", named)
     return read_audio(path) if sounds > images else read_images(path)
+
+
+def _only_file(path: Path, files: list[Path]) -> Path | None:
+    """The only data file among these; a .ts file for training and one for the test count as one."""
+    found = sorted(file for file in files if file.suffix.lower() in (*_TABLES, ".npz", ".ts"))
+    if len({file.with_name(file.name.replace("_TEST", "_TRAIN")) for file in found}) > 1:
+        some = ", ".join(str(file.relative_to(path)) for file in found[:4])
+        raise AssayError(f"The folder {path} holds several files ({some}{', ...' if len(found) > 4 else ''}): name one of them.")
+    return found[0] if found else None
 
 
 def _only(path: Path, kind: str, named: Named, *allowed: str) -> None:
