@@ -66,3 +66,27 @@ class Hook:
 
     def after_epoch(self, run: Run) -> None:
         """An epoch is over and has been evaluated; ``run.history`` has its row."""
+
+
+@dataclass(frozen=True)
+class BestEpoch(Hook):
+    """End a training with the weights of its best epoch.
+
+    Of equally good epochs the last one counts: a few held-out examples are soon all right, and the earliest of such epochs
+    would be that of a network which has hardly learnt.
+
+    Args:
+        by: name of a row of the history, as ``"valid_accuracy"`` (the recipe then watches ``valid``) or ``"train_loss"``.
+        lowest: whether small values are good ones.
+    """
+
+    by: str = "valid_accuracy"
+    lowest: bool = False
+
+    def after_epoch(self, run: Run) -> None:
+        """Keep the weights if they are the best so far; bring the best ones back at the end."""
+        reached = run.history[self.by]
+        if reached[-1] == (min if self.lowest else max)(reached):
+            run.memory |= {f"best.{name}": value.clone() for name, value in run.model.state_dict().items()}
+        if run.epoch == run.epochs or run.stop:
+            run.model.load_state_dict({name: run.memory.pop(f"best.{name}") for name in run.model.state_dict()})

@@ -1,0 +1,1 @@
+"""Papers on signals and time series."""
