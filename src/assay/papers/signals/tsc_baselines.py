@@ -15,7 +15,7 @@ convolution into its last shortcut.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from assay.data import Dataset, Split
 from assay.nn.series import euclidean_neighbours, random_convolution_ridge, warped_neighbours
-from assay.paper import Cost, Curve, Higher, Lower, Reported, claim
+from assay.paper import Cost, Curve, Higher, Lower, Reported, Score, claim
 from assay.recipe import Recipe, probe
 from assay.train.hooks import BestEpoch, Hook, Run
 from assay.train.loop import fit
@@ -372,25 +372,39 @@ _REPORTED = Reported(
     where="table of results in the official repository",
 )
 _SCALED_DOWN = (
-    "Three of the paper's 44 sets, those of them that an open package holds. GunPoint and ItalyPowerDemand: 120 epochs (ResNet "
-    "90, MLP 300) instead of 2000, 1500 and 5000; OSULeaf, whose epochs take ten times as long: 32, 24 and 80. Patience 10 (MLP "
+    "Three of the paper's 44 sets, those of them that an open package holds, OSULeaf with every second step. GunPoint and "
+    "ItalyPowerDemand: 80 epochs (MLP 200) instead of 2000 (5000); OSULeaf, whose epochs take longer: 32 (80). Patience 10 (MLP "
     "40) instead of 50 (200). Running statistics of the batch normalisation with momentum 0.9 instead of 0.99, since they would "
-    "lag behind the weights in so few epochs (seen in the loss on the training series)."
+    "lag behind the weights in so few epochs (seen in the loss on the training series). Random convolutions with ridge "
+    "regression, which the paper could not know, stand beside."
 )
 
 
 def _sets(lab: Lab, names: Iterable[str] = _SETS) -> dict[str, Dataset]:
     """Standardised by name: all have one channel, so with one mean and one standard deviation each."""
-    sets = {name: lab.data(_SETS[name]).normalise() for name in names}
-    if lab.scale != "smoke":
-        return sets
-    return {name: data.subset(train=20, test=20) for name, data in sets.items() if name != "OSULeaf"}
+    sets = {name: lab.data(_SETS[name]) for name in names}
+    if lab.scale != "full" and "OSULeaf" in sets:
+        sets["OSULeaf"] = every_second(sets["OSULeaf"])
+    if lab.scale == "smoke":
+        sets = {name: data.subset(train=20, test=20) for name, data in sets.items()}
+    return {name: data.normalise() for name, data in sets.items()}
+
+
+def every_second(data: Dataset) -> Dataset:
+    """The series with every second step left out."""
+
+    def halved(split: Split) -> Split:
+        assert isinstance(split.inputs, Tensor)
+        return replace(split, inputs=split.inputs[:, :, ::2].contiguous())
+
+    parts = {name: halved(getattr(data, name)) for name in ("train", "valid", "test")}
+    return replace(data, **parts, history=(*data.history, "every second step"))
 
 
 def _recipe(lab: Lab, data: Dataset, net: Net) -> Recipe:
     if lab.scale == "full":
         return published(data, net)
-    share = 0.002 if lab.scale == "smoke" else 0.016 if data.name == "osuleaf" else 0.06
+    share = 0.001 if lab.scale == "smoke" else 0.016 if data.name == "osuleaf" else 0.04
     return published(data, net, round(share * _EPOCHS[net]), patience=40 if net == "mlp" else 10)
 
 
@@ -438,7 +452,7 @@ def _by_set(sets: Mapping[str, Dataset], accuracies: list[float], cost: Cost) ->
         Higher("FCN", than="1-NN, warping", by=0.05),
     ],
     reported=_REPORTED,
-    scaled_down=_SCALED_DOWN + " Random convolutions with ridge regression, which the paper could not know, stand beside.",
+    scaled_down=_SCALED_DOWN,
     unit="test accuracy, mean of three sets",
     needs=tuple(_SETS.values()),
 )
@@ -448,21 +462,26 @@ def fcn_is_strong(lab: Lab) -> Measured:
 
 
 @claim(
-    "Averaged over three sets of series, the ResNet too has a test accuracy more than five points above that of the perceptron "
-    "and of the nearest neighbour, by Euclidean distance or dynamic time warping.",
+    "On the outlines of leaves (OSULeaf) the ResNet has a test accuracy more than 15 points above that of the perceptron and of "
+    "the nearest neighbour, by Euclidean distance or dynamic time warping.",
     expect=[
-        Higher("ResNet", than="MLP", by=0.05),
-        Higher("ResNet", than="1-NN, Euclidean", by=0.05),
-        Higher("ResNet", than="1-NN, warping", by=0.05),
+        Higher("ResNet", than="MLP", by=0.15),
+        Higher("ResNet", than="1-NN, Euclidean", by=0.15),
+        Higher("ResNet", than="1-NN, warping", by=0.15),
     ],
-    reported=_REPORTED,
-    scaled_down=_SCALED_DOWN,
-    unit="test accuracy, mean of three sets",
-    needs=tuple(_SETS.values()),
+    reported=Reported(
+        "OSULeaf: test accuracy",
+        {"MLP": 0.570, "FCN": 0.988, "ResNet": 0.979, "1-NN, warping": 0.591},
+        where="table of results in the official repository",
+    ),
+    scaled_down="Every second step of the series; 24 epochs (MLP 80, FCN 32) instead of 1500 (5000, 2000), and else as above.",
+    unit="test accuracy",
+    needs=("osuleaf",),
 )
 def resnet_is_strong(lab: Lab) -> Measured:
-    sets = _sets(lab)
-    return {**_networks(lab, sets, {"ResNet": "resnet", "FCN": "fcn", "MLP": "mlp"}), **_controls(lab, sets)}
+    sets = _sets(lab, ["OSULeaf"])
+    arms = {**_networks(lab, sets, {"ResNet": "resnet", "FCN": "fcn", "MLP": "mlp"}), **_controls(lab, sets)}
+    return {arm: Score(curve.number, curve.cost) for arm, curve in arms.items()}
 
 
 _SHARES = (0.0, 0.1, 0.2, 0.3, 0.5)
