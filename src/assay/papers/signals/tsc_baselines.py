@@ -397,8 +397,8 @@ def every_second(data: Dataset) -> Dataset:
         assert isinstance(split.inputs, Tensor)
         return replace(split, inputs=split.inputs[:, :, ::2].contiguous())
 
-    parts = {name: halved(getattr(data, name)) for name in ("train", "valid", "test")}
-    return replace(data, **parts, history=(*data.history, "every second step"))
+    train, valid, test = halved(data.train), halved(data.valid), halved(data.test)
+    return replace(data, train=train, valid=valid, test=test, history=(*data.history, "every second step"))
 
 
 def _recipe(lab: Lab, data: Dataset, net: Net) -> Recipe:
