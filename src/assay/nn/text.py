@@ -1,17 +1,17 @@
-"""A text front end for small networks: words, a vocabulary that knows the training texts alone, and two encoders.
+"""A text front end for small networks: words, a vocabulary that knows the training texts alone, vectors of words, an encoder.
 
     data = encode(lab.data("mr"))                                   # token ids (N, L), 0 for padding
     Recipe(data, model=partial(BiLSTM, len(data.features), data.num_classes))
 
-The encoders look at the words of a text only: what they return for it depends neither on its padding nor on the other
-texts of the batch.
+The encoder looks at the words of a text only: what it returns for it depends neither on its padding nor on the other
+texts of the batch. Convolutions over words are a paper's: :class:`assay.papers.text.text_cnn.TextCNN`.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -75,6 +75,47 @@ def encode(data: Dataset, length: int = 64, size: int = 20_000) -> Dataset:
     )
 
 
+def piece_vectors(known: Sequence[str], table: Dataset) -> tuple[Tensor, Tensor]:
+    """Vectors of whole words out of a table of word pieces: a word's is the mean of its pieces'.
+
+    Pieces are found as BERT finds them: a word falls apart at punctuation, and of what is left the longest piece of the
+    table is taken from the left again and again; ``##`` marks pieces inside a word.
+
+    Args:
+        known: words.
+        table: a data set of vectors (``lab.data("minilm-pieces")``): ``features`` names the pieces.
+
+    Returns:
+        vectors (len(known), D), zero where a word cannot be put together, and which could be, (len(known),) bool.
+    """
+    assert isinstance(table.train.inputs, Tensor)
+    place = {piece: number for number, piece in enumerate(table.features)}
+    vectors = torch.zeros(len(known), table.train.inputs.shape[1])
+    found = torch.zeros(len(known), dtype=torch.bool)
+    for number, word in enumerate(known):
+        pieces = [place.get(piece) for part in _PART.findall(word.lower()) for piece in _pieces(part, place)]
+        rows = [row for row in pieces if row is not None]
+        if rows and len(rows) == len(pieces) and word not in SPECIAL:
+            vectors[number] = table.train.inputs[rows].mean(dim=0)
+            found[number] = True
+    return vectors, found
+
+
+_PART = re.compile(r"[^\W_]+|[^\w\s]|_")
+
+
+def _pieces(part: str, place: Mapping[str, int]) -> list[str]:
+    pieces: list[str] = []
+    while part:
+        mark = "##" if pieces else ""
+        ends = [end for end in range(len(part), 0, -1) if mark + part[:end] in place]
+        if not ends:
+            return ["[no such piece]"]
+        pieces.append(mark + part[: ends[0]])
+        part = part[ends[0] :]
+    return pieces
+
+
 def _texts(split: Split) -> tuple[str, ...]:
     if isinstance(split.inputs, Tensor):
         raise TypeError("only texts can be encoded, and these inputs are a tensor")
@@ -97,48 +138,6 @@ def _word_vectors(words: int, dim: int) -> nn.Embedding:
     embedding = nn.Embedding(words, dim, padding_idx=0)
     nn.init.uniform_(embedding.weight[1:], -0.25, 0.25)
     return embedding
-
-
-class TextCNN(nn.Module):
-    """Convolutions over words, the largest response of each over the text, one linear layer (Kim 2014, "CNN-rand").
-
-    Args:
-        words: size of the vocabulary.
-        num_classes: number of logits.
-        dim: length of a word vector, learnt from random ones; Kim uses 300.
-        maps: filters of each width.
-        widths: words that a filter sees.
-        dropout: before the linear layer.
-
-    Shape: token ids (B, L) int64 with 0 for padding -> (B, num_classes).
-    """
-
-    def __init__(
-        self,
-        words: int,
-        num_classes: int,
-        dim: int = 100,
-        maps: int = 100,
-        widths: Sequence[int] = (3, 4, 5),
-        dropout: float = 0.5,
-    ) -> None:
-        super().__init__()
-        self.widths = tuple(widths)
-        self.embedding = _word_vectors(words, dim)
-        self.filters = nn.ModuleList(nn.Conv1d(dim, maps, width) for width in widths)
-        self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(maps * len(widths), num_classes)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        ids, present = _present(ids)
-        vectors = self.embedding(ids).transpose(1, 2)  # (B, dim, L)
-        pooled = []
-        for width, filters in zip(self.widths, self.filters, strict=True):
-            # Room behind the text for the widest view of its last word; views that start in the padding do not count.
-            seen = filters(nn.functional.pad(vectors, (0, width - 1)))  # (B, maps, L)
-            pooled.append(seen.masked_fill(~present.unsqueeze(1), float("-inf")).amax(dim=2).relu())
-        logits: Tensor = self.head(self.dropout(torch.cat(pooled, dim=1)))
-        return logits
 
 
 class Attention(nn.Module):

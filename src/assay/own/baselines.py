@@ -22,9 +22,11 @@ from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.nn import mlp
 from assay.nn.audio import AudioCNN
-from assay.nn.text import TextCNN, encode, words
-from assay.own.networks import SeriesNet, in_units, squared_error
+from assay.nn.text import encode, words
+from assay.own.networks import in_units, squared_error
 from assay.papers.architectures.wide_resnet import WideResNet
+from assay.papers.signals.tsc_baselines import FCN
+from assay.papers.text.text_cnn import TextCNN
 from assay.recipe import Recipe
 from assay.train.schedules import warmup_cosine
 
@@ -58,9 +60,10 @@ def kind(data: Dataset) -> str:
 def baseline(data: Dataset) -> Recipe:
     """A plain training for this kind of data: a sound network with usual settings, the same for everybody.
 
-    Images: a wide residual network WRN-10-2. Tables: a perceptron of two layers with 256 units. Texts: convolutions over words.
-    Series: three convolutions. Audio: four convolutions over the log-mel spectrogram. All use AdamW, whose rate rises for a
-    twentieth of the steps and then falls along a cosine; epochs grow as data shrink, so that about as many steps are done.
+    Images: a wide residual network WRN-10-2. Tables: a perceptron of two layers with 256 units. Texts: convolutions over words
+    (text_cnn, with 100 numbers a word). Series: a fully convolutional network (tsc_baselines). Audio: four convolutions over
+    the log-mel spectrogram. All use AdamW, whose rate rises for a twentieth of the steps and then falls along a cosine; epochs
+    grow as data shrink, so that about as many steps are done.
 
     Raises:
         AssayError: there is no baseline for such data.
@@ -70,14 +73,14 @@ def baseline(data: Dataset) -> Recipe:
     model: Callable[[], nn.Module]
     if found == "text":
         data = encode(data, length=_length(data.train))
-        model, steps, most, rate = partial(TextCNN, len(data.features), data.num_classes), 1000, 20, 1e-3
+        model, steps, most, rate = partial(TextCNN, len(data.features), data.num_classes, dim=100), 1000, 20, 1e-3
     elif found == "images":
         model = partial(WideResNet, 10, 2, data.num_classes, data.input_shape[0])
         steps, most, rate = 1000, 30, 3e-3
     elif found == "audio":
         model, steps, most, rate = partial(AudioCNN, data.input_shape[0], data.num_classes), 1000, 20, 2e-3
     elif found == "series":
-        model, steps, most, rate = partial(SeriesNet, data.input_shape[0], data.num_classes), 1500, 60, 1e-3
+        model, steps, most, rate = partial(FCN, data.input_shape[0], data.num_classes), 1500, 60, 1e-3
     else:
         model, steps, most, rate = partial(mlp, data.input_shape[0], data.num_classes), 2000, 60, 1e-3
     recipe = Recipe(

@@ -1,38 +1,10 @@
-"""The networks of the baselines that are nobody's paper here: a small one for series, and an output in the target's units."""
+"""A network for regression: any other whose output is brought into the target's units."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
-
-
-class SeriesNet(nn.Module):
-    """A fully convolutional network for series: three convolutions with batch normalisation, the mean over time, one layer.
-
-    It is the network of Wang, Yan and Oates 2017 ("Time series classification from scratch") with half of its planes
-    and a first width of 7 instead of 8, which is centred.
-
-    Args:
-        in_channels: channels of the series.
-        num_classes: number of logits.
-
-    Shape: (B, in_channels, L) -> (B, num_classes).
-    """
-
-    def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        planes = in_channels
-        for wide, width in ((64, 7), (128, 5), (64, 3)):
-            layers += [nn.Conv1d(planes, wide, width, padding="same", bias=False), nn.BatchNorm1d(wide), nn.ReLU()]
-            planes = wide
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(planes, num_classes)
-
-    def forward(self, series: Tensor) -> Tensor:
-        logits: Tensor = self.head(self.features(series).mean(dim=2))
-        return logits
 
 
 class InUnits(nn.Module):

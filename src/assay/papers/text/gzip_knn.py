@@ -29,7 +29,6 @@ import lzma
 import multiprocessing
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,10 +45,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 from torch import Tensor, nn
 
-from assay.nn.text import BiLSTM, TextCNN, encode
+from assay.nn.text import BiLSTM, encode
 from assay.paper import Curve, Higher, Reported, claim
+from assay.papers.text.text_cnn import TextCNN
 from assay.recipe import Recipe
-from assay.train.hooks import Hook, Run
+from assay.train.hooks import BestEpoch
 
 if TYPE_CHECKING:
     from assay.data import Dataset
@@ -306,22 +306,6 @@ def published_rule_inflates(lab: Lab) -> Measured:
         measured[f"{name}, nearest"] = float((votes[:, 0] == truth).mean())
         measured[f"{name}, by lot"] = expected_accuracy(votes, truth)
     return measured
-
-
-@dataclass(frozen=True)
-class BestEpoch(Hook):
-    """End a training with the weights of its most accurate epoch on ``valid``, which the recipe must watch.
-
-    Of equally accurate epochs the last one: a few held-out texts are soon all right or wrong, and their loss, which grows
-    with a network's confidence, would choose a network that has hardly learnt.
-    """
-
-    def after_epoch(self, run: Run) -> None:
-        reached = run.history["valid_accuracy"]
-        if reached[-1] >= max(reached):
-            run.memory |= {f"best.{name}": value.clone() for name, value in run.model.state_dict().items()}
-        if run.epoch == run.epochs:
-            run.model.load_state_dict({name: run.memory.pop(f"best.{name}") for name in run.model.state_dict()})
 
 
 def _network(lab: Lab, kind: Callable[..., nn.Module], data: Dataset) -> float:
