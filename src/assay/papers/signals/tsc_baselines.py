@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 Net = Literal["mlp", "fcn", "resnet"]
 
 
-class MLP(nn.Sequential):
+class MLP(nn.Module):
     """The perceptron: three layers of 500 units, each behind dropout (eq. 1).
 
     Args:
@@ -54,13 +54,18 @@ class MLP(nn.Sequential):
     """
 
     def __init__(self, in_channels: int, num_classes: int, length: int) -> None:
+        super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
         wide = in_channels * length
         for dropout in (0.1, 0.2, 0.2):
             layers += [nn.Dropout(dropout), nn.Linear(wide, 500), nn.ReLU()]
             wide = 500
-        super().__init__(*layers, nn.Dropout(0.3), nn.Linear(wide, num_classes))
+        self.layers = nn.Sequential(*layers, nn.Dropout(0.3), nn.Linear(wide, num_classes))
         self.apply(_glorot)
+
+    def forward(self, series: Tensor) -> Tensor:
+        logits: Tensor = self.layers(series)
+        return logits
 
 
 class PooledNet(nn.Module):
@@ -227,18 +232,25 @@ def published(data: Dataset, net: Net = "fcn", epochs: int | None = None, patien
         epochs: passes over the training set; ``None`` takes the paper's 5000, 2000 or 1500. Below 1000, the running
             statistics of the batch normalisation follow the weights faster than the paper's do, which would lag behind.
         patience: epochs before the rate is halved; ``None`` takes the paper's 200, 50 or 50.
+
+    Raises:
+        ValueError: another ``net``.
     """
+    if net not in _EPOCHS:
+        raise ValueError(f"net is {net!r}; choose one of {', '.join(_EPOCHS)}")
     channels, length = data.input_shape
     epochs = _EPOCHS[net] if epochs is None else epochs
     model: Callable[[], nn.Module]
     optimizer: Callable[..., torch.optim.Optimizer]
     if net == "mlp":
         model = partial(MLP, channels, data.num_classes, length)
-        optimizer, plateau = partial(torch.optim.Adadelta, lr=1.0, rho=0.95, eps=1e-8), Plateau(patience or 200, least=0.1)
+        optimizer = partial(torch.optim.Adadelta, lr=1.0, rho=0.95, eps=1e-8)
+        plateau = Plateau(200 if patience is None else patience, least=0.1)
     else:
         kind = FCN if net == "fcn" else ResNet
         model = partial(kind, channels, data.num_classes, bn_momentum=0.1 if epochs < 1000 else 0.01)
-        optimizer, plateau = partial(torch.optim.Adam, lr=1e-3), Plateau(patience or 50, least=1e-4)
+        optimizer = partial(torch.optim.Adam, lr=1e-3)
+        plateau = Plateau(50 if patience is None else patience, least=1e-4)
     return Recipe(
         data,
         model=model,
@@ -295,8 +307,6 @@ class TimeSeriesClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc
         Raises:
             ValueError: another ``net``, a shape that is none of these, a value that is not finite, or one class only.
         """
-        if self.net not in _EPOCHS:
-            raise ValueError(f"net is {self.net!r}; choose one of {', '.join(_EPOCHS)}")
         series, labels = self._series(X, reset=True), column_or_1d(y, warn=True)
         check_classification_targets(labels)
         if len(labels) != len(series):
@@ -524,9 +534,8 @@ def _masks(
     size, _, length = series.shape
     activation = class_activation_map(model, series, labels)
     inputs = series.clone().requires_grad_()
-    model(inputs).gather(1, labels.unsqueeze(1)).sum().backward()
-    assert inputs.grad is not None
-    product = (inputs.grad * series).sum(dim=1)
+    (gradient,) = torch.autograd.grad(model(inputs).gather(1, labels.unsqueeze(1)).sum(), inputs)
+    product = (gradient * series).sum(dim=1)
 
     def top(scores: Tensor, share: float) -> Tensor:
         chosen = scores.topk(round(share * length), dim=1).indices
