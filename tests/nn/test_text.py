@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from assay.data import Dataset, Split
-from assay.nn.text import BiLSTM, TextCNN, encode, token_ids, vocabulary, words
+from assay.nn.text import BiLSTM, encode, piece_vectors, token_ids, vocabulary, words
 from assay.recipe import Recipe
 from assay.train.loop import fit
 
@@ -61,13 +61,9 @@ def test_only_texts_can_be_encoded() -> None:
         encode(data)
 
 
-ENCODERS = [partial(TextCNN, 30, 3, dim=8, maps=5), partial(BiLSTM, 30, 3, dim=8, hidden=5)]
-
-
-@pytest.mark.parametrize("make", ENCODERS, ids=["TextCNN", "BiLSTM"])
-def test_neither_padding_nor_company_changes_the_answer(make: partial[torch.nn.Module]) -> None:
+def test_neither_padding_nor_company_changes_the_answer() -> None:
     torch.manual_seed(0)
-    model = make().double().eval()
+    model = BiLSTM(30, 3, dim=8, hidden=5).double().eval()
     ids = torch.randint(1, 30, (6, 12))
     for row, length in enumerate((12, 7, 1, 3, 0, 5)):
         ids[row, length:] = 0
@@ -78,10 +74,9 @@ def test_neither_padding_nor_company_changes_the_answer(make: partial[torch.nn.M
     torch.testing.assert_close(model(torch.nn.functional.pad(ids, (0, 9))), together)
 
 
-@pytest.mark.parametrize("make", ENCODERS, ids=["TextCNN", "BiLSTM"])
-def test_order_and_every_word_count(make: partial[torch.nn.Module]) -> None:
+def test_order_and_every_word_count() -> None:
     torch.manual_seed(0)
-    model = make().double().eval()
+    model = BiLSTM(30, 3, dim=8, hidden=5).double().eval()
     ids = torch.arange(1, 9).unsqueeze(0)
     assert not torch.allclose(model(ids), model(ids.flip(1)))
     for place in range(8):
@@ -108,16 +103,29 @@ def test_bilstm_is_that_of_torch() -> None:
     assert (weights[ids == 0] == 0).all()
 
 
-@pytest.mark.parametrize("kind", [TextCNN, BiLSTM])
-def test_learns_from_words(kind: type[TextCNN] | type[BiLSTM]) -> None:
+def test_learns_from_words() -> None:
     good, bad = ("a fine warm film", "fine and warm"), ("a dull cold film", "dull and cold")
     train = tuple(f"{text} {n}" for n in range(10) for pair in zip(good, bad, strict=True) for text in pair)
     data = encode(replace(reviews(), train=texts(train), test=texts(("warm", "cold", "so fine", "so dull"))), length=8)
     recipe = Recipe(
         data,
-        model=partial(kind, len(data.features), 2, dim=16),
+        model=partial(BiLSTM, len(data.features), 2, dim=16),
         optimizer=partial(torch.optim.Adam, lr=5e-3),
         epochs=15,
         batch_size=8,
     )
     assert fit(recipe, seed=0).accuracy() == 1.0
+
+
+def test_vectors_of_words_are_means_of_their_pieces() -> None:
+    pieces = ("don", "'", "t", "un", "##believ", "##able", "##t", "un##", "unb")
+    vectors = Split(torch.eye(9), torch.arange(9))
+    table = Dataset("pieces", "vectors", vectors, vectors, vectors, features=pieces)
+    found, there = piece_vectors(("<pad>", "don't", "Unbelievable", "unt", "unx", "猫"), table)
+    assert there.tolist() == [False, True, False, True, False, False]
+    torch.testing.assert_close(found[1], torch.eye(9)[[0, 1, 2]].mean(dim=0))
+    # The longest piece is taken even where a shorter one would have led to an end: "unb" leaves "elievable".
+    assert not found[[0, 2, 4, 5]].any()
+    torch.testing.assert_close(found[3], torch.eye(9)[[3, 6]].mean(dim=0))
+    shorter = replace(table, features=(*pieces[:8], "none"))
+    torch.testing.assert_close(piece_vectors(("unbelievable",), shorter)[0][0], torch.eye(9)[[3, 4, 5]].mean(dim=0))

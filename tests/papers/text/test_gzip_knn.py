@@ -19,14 +19,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.model_selection import GridSearchCV
-from torch import nn
 
 from assay.data.dataset import Dataset, Split
 from assay.errors import AssayError
 from assay.lab import Lab
 from assay.paper import Claim, Curve, Higher
 from assay.papers.text.gzip_knn import (
-    BestEpoch,
     GzipKNN,
     expected_accuracy,
     few_shot_beats_untrained_nets,
@@ -35,8 +33,6 @@ from assay.papers.text.gzip_knn import (
     optimistic_accuracy,
     published_rule_inflates,
 )
-from assay.recipe import Recipe
-from assay.train.loop import fit
 
 TRAIN = (
     "the cat sat on the mat and looked at the dog",
@@ -244,27 +240,6 @@ def test_nearest_two_of_a_data_set() -> None:
     positions = nearest_two(data, progress=lambda done, total, note: told.append(done / total))["positions"]
     np.testing.assert_array_equal(positions.numpy(), GzipKNN().fit(TRAIN, LABELS).kneighbors(many)[1])
     assert told[-1] == 1.0
-
-
-def test_best_epoch_brings_its_weights_back() -> None:
-    generator = torch.Generator().manual_seed(3)
-    inputs = torch.randn(60, 20, generator=generator)
-    labels = (inputs[:, 0] + torch.randn(60, generator=generator) > 0).long()
-    part = [Split(inputs[i : i + 20], labels[i : i + 20]) for i in (0, 20, 40)]
-    data = Dataset("noise", "classification", part[0], part[1], part[2], ("a", "b"))
-    recipe = Recipe(data, model=_line, epochs=30, batch_size=5, hooks=(BestEpoch(),), watch=("valid",))
-    trained = fit(recipe, seed=0)
-    reached = trained.history["valid_accuracy"]
-    assert max(reached) > reached[-1]  # it overfits, so that there is something to bring back
-    assert trained.accuracy("valid") == max(reached)
-    last = len(reached) - reached[::-1].index(max(reached))
-    stopped = fit(recipe.replace(epochs=last, hooks=()), seed=0)
-    torch.testing.assert_close(trained.model.state_dict(), stopped.model.state_dict())
-    assert not trained.memory
-
-
-def _line() -> nn.Module:
-    return nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 2))
 
 
 @pytest.mark.parametrize("claim", [published_rule_inflates, few_shot_beats_untrained_nets], ids=lambda claim: claim.name)

@@ -303,7 +303,7 @@ _SETS = {"MR": "mr", "TREC": "trec"}
 _NEEDS = (*_SETS.values(), "minilm-pieces")
 _SPREAD = 0.25 / math.sqrt(3)  # of uniform numbers between -0.25 and 0.25, with which the mode "rand" starts
 _SCALED_DOWN = (
-    "MR (one fixed split instead of ten folds) and TREC instead of seven sets, 3,000 training sentences of each; 8 epochs of "
+    "MR (one fixed split instead of ten folds) and TREC instead of seven sets, 2,000 training sentences of each; 8 epochs of "
     "Adam with rate 0.001 instead of 25 of Adadelta, for every mode. Word vectors are means of the input embeddings of MiniLM "
     "(384 numbers, centred, with the spread of the random ones) instead of word2vec. The vocabulary is that of the training "
     "texts, all in lower case. Linear models of TF-IDF and of the mean word vector, their penalty chosen on the held-out tenth "
@@ -318,7 +318,7 @@ _REPORTED = [
 def _data(lab: Lab, name: str) -> Dataset:
     """Sentences, a tenth of the training set held out to choose by."""
     data = lab.data(_SETS[name])
-    data = data.subset(train=lab.pick(smoke=200, laptop=3_000, full=len(data.train)), seed=lab.seed)
+    data = data.subset(train=lab.pick(smoke=200, laptop=2_000, full=len(data.train)), seed=lab.seed)
     return data.subset(test=50).holdout(0.1, seed=lab.seed) if lab.scale == "smoke" else data.holdout(0.1, seed=lab.seed)
 
 
