@@ -64,7 +64,7 @@ def test_every_row_is_complete() -> None:
         assert row.what
         assert row.licence
         assert row.tier in ("embedded", "package", "public")
-        assert row.task in ("classification", "regression", "triples", "rating")
+        assert row.task in ("classification", "regression", "triples", "rating", "vectors")
         assert (row.size > 0) == (row.tier != "embedded")
     assert {row.name for row in rows if row.tier == "embedded" and row.here} == set(EMBEDDED)
     assert {row.name for row in rows if row.tier == "public"} == {*PUBLIC, "cifar10"}
@@ -256,3 +256,13 @@ def test_triples_and_ratings() -> None:
     assert everything.min(dim=0).values.tolist() == [0, 0]
     assert everything.max(dim=0).values.tolist() == [942, 1681]
     assert set(films.train.labels.tolist()) == {1.0, 2.0, 3.0, 4.0, 5.0}
+
+
+def test_vectors_of_word_pieces() -> None:
+    data = packaged("minilm-pieces")
+    assert data.train.inputs.shape == (30_522, 384)
+    assert len(data.features) == 30_522
+    place = {piece: number for number, piece in enumerate(data.features)}
+    vectors = torch.nn.functional.normalize(data.train.inputs, dim=1)
+    good, great, table = (vectors[place[word]] for word in ("good", "great", "table"))
+    assert good @ great > good @ table + 0.2
