@@ -119,6 +119,14 @@ def run(
     workers: Annotated[int, typer.Option(help="Worker processes, one thread each; 0 means one a core.")] = 0,
     device: Device = "cpu",
     time_limit: Annotated[float | None, typer.Option(help="Seconds after which a unit is stopped.")] = None,
+    on: Annotated[
+        str,
+        typer.Option(
+            help="Where: `here`, or a Ray cluster: `ray` starts one on this machine, `auto` joins the one that runs here, "
+            "`HOST:PORT` or `ray://HOST:PORT` another."
+        ),
+    ] = "here",
+    gpu_share: Annotated[float, typer.Option(help="On a cluster: the part of a GPU that a unit gets, e.g. 0.25.")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Re-run claims on real data and print verdicts.
@@ -128,7 +136,7 @@ def run(
     from assay.lab import running
 
     try:
-        results, counts = running.run(what or [], everything, seeds, scale, workers, device, time_limit, quiet=as_json)
+        results, counts = running.run(what or [], everything, seeds, scale, workers, device, time_limit, as_json, on, gpu_share)
     except KeyboardInterrupt:
         print("assay: stopped; what was finished is kept, the same command goes on from there.", file=sys.stderr)
         raise typer.Exit(130) from None

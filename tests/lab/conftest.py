@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import postgres_server
 import pytest
+import toy
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +29,10 @@ def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return f"sqlite:///{tmp_path / 'ledger.sqlite'}"
     server: postgres_server.Server = request.getfixturevalue("postgres")
     return server.url()
+
+
+@pytest.fixture
+def papers(home: Path, tmp_path: Path) -> dict[str, str]:
+    """An environment in which assay has the toy paper beside its own."""
+    site = str(toy.site(tmp_path / "site"))
+    return {**os.environ, "PYTHONPATH": site, "ASSAY_EVIDENCE": str(tmp_path / "evidence"), "COLUMNS": "120"}

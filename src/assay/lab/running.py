@@ -38,10 +38,15 @@ def run(
     device: str,
     time_limit: float | None,
     quiet: bool,
+    on: str = "here",
+    gpu_share: float = 1.0,
 ) -> tuple[list[Result], Counter[str]]:
-    """Run what is missing; returns the results of everything asked for and how the new units ended."""
+    """Run what is missing; returns the results of everything asked for and how the new units ended.
+
+    ``on`` is ``"here"`` (processes of this machine) or names a Ray cluster, see :func:`assay.lab.cluster.run_on_ray`.
+    """
     console = Console(stderr=True, quiet=quiet)
-    check(what, everything, scale, workers, device)
+    check(what, everything, scale, workers, device, here=on == "here")
     chosen = _runnable(catalogue.select(what, everything), what, console)
     ledger = Ledger()
     units = plan(chosen, seeds, scale, device, ledger)
@@ -49,7 +54,12 @@ def run(
     if units:
         try:
             with watcher.progress:
-                run_units(units, workers or os.cpu_count() or 1, ledger, watcher, time_limit)
+                if on == "here":
+                    run_units(units, workers or os.cpu_count() or 1, ledger, watcher, time_limit)
+                else:
+                    from assay.lab.cluster import run_on_ray
+
+                    run_on_ray(units, on, workers, ledger, watcher, time_limit, gpu_share)
         finally:
             watcher.board.close()
         watcher.print_failures()
@@ -65,8 +75,11 @@ def results(what: list[str], everything: bool, scale: str, device: str) -> list[
     return [one for one in found if one is not None]
 
 
-def check(what: list[str], everything: bool, scale: str, workers: int = 0, device: str = "cpu") -> None:
+def check(what: list[str], everything: bool, scale: str, workers: int = 0, device: str = "cpu", here: bool = True) -> None:
     """Refuse what no command over claims can do anything with.
+
+    Args:
+        here: whether it is this machine that computes, so that it must have the device.
 
     Raises:
         AssayError: nothing was named, or the scale, the workers or the device are impossible.
@@ -82,7 +95,7 @@ def check(what: list[str], everything: bool, scale: str, workers: int = 0, devic
     kind = parse_device(device)[0].type
     if kind not in ("cpu", "cuda", "mps"):
         raise AssayError(f"--device is {device!r}: choose cpu, cuda or mps, or 4xcuda for four a training.")
-    if kind != "cpu" and not _torch_has(kind):
+    if here and kind != "cpu" and not _torch_has(kind):
         raise AssayError(f"This machine has no {kind} device that torch can use: `assay doctor` says more; --device cpu works.")
 
 
@@ -156,6 +169,12 @@ class _Watcher:
             self.fractions[unit] = min(details["fraction"], 1.0)
             self.notes[unit] = details["note"]
             self.progress.update(self.bars[unit], completed=round(self.fractions[unit], 3), note=details["note"])
+        elif moment == "lost":
+            self.fractions.pop(unit, None)
+            self.notes.pop(unit, None)
+            self.progress.remove_task(self.bars.pop(unit))
+            self.counts["moved"] += 1
+            self.console.print(f"[yellow]machine lost[/] {unit.name}: it is run again on another")
         else:
             self.finished += 1
             self.fractions.pop(unit, None)

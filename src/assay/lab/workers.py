@@ -10,6 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -90,7 +91,12 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THR
 
 @contextmanager
 def _inherited() -> Iterator[None]:
-    """What workers take over from their first moment on: one thread, and leaving Ctrl-C to the watcher."""
+    """What workers take over from their first moment on: one thread, leaving Ctrl-C to the watcher, and no script.
+
+    Of the script that this process runs (pytest, Ray's own worker, the command ``assay``) they need nothing; a process that
+    ``multiprocessing`` starts would import it, and all that it imports, once a unit.
+    """
+    script = vars(sys.modules["__main__"]).pop("__file__", None)
     before = {name: os.environ.get(name) for name in _ONE_THREAD}
     os.environ.update(_ONE_THREAD)
     main = threading.current_thread() is threading.main_thread()
@@ -100,6 +106,8 @@ def _inherited() -> Iterator[None]:
     finally:
         if main:
             signal.signal(signal.SIGINT, handler)
+        if script is not None:
+            vars(sys.modules["__main__"])["__file__"] = script
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
