@@ -87,7 +87,7 @@ def test_what_goes_wrong_is_recorded_and_stops_nothing_else(papers: dict[str, st
         (("run",), "Nothing was named"),
         (("run", "elr", "--seeds", "0"), "--seeds is 0"),
         (("run", "elr", "--scale", "huge"), "choose one of smoke, laptop, full"),
-        (("run", "elr", "--device", "tpu"), "choose cpu, cuda or mps"),
+        (("run", "elr", "--device", "tpu"), "is no device: write cpu"),
         (("run", "elr", "--workers", "-1"), "--workers is -1"),
         (("show", "nothing-like-it"), "No paper is called"),
         (("list", "nonsense"), "There is no topic"),
