@@ -117,8 +117,8 @@ def test_every_kind_of_data_comes_back(make: Any, tmp_path: Path) -> None:
     found = predict(run, path, chunk=7)
     assert found.count == COUNT
     assert found.scored == COUNT
-    furthest = export_model(run, tmp_path / "model.pt2", on=path)
-    assert furthest < 1e-3
+    for examples in (path, None):  # its own, and such as are drawn
+        assert export_model(run, tmp_path / "model.pt2", on=examples) < 1e-3
 
 
 def test_an_exported_program_runs_without_assay_and_knows_its_preprocessing(tmp_path: Path) -> None:

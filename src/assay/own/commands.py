@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import sys
+import time as clock
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,7 @@ def try_methods(
 
     Examples: `assay try elr --on photos/`, `assay try --all --on patients.csv --target outcome --budget 10m`.
     """
+    began = clock.monotonic()
     seconds = None if budget is None else duration(budget)
     if not on:
         raise AssayError("Name your data with --on: an image folder, a table, an .npz; or a data set that `assay data` lists.")
@@ -69,7 +71,7 @@ def try_methods(
             time=time,
             series=series,
             seeds=seeds,
-            budget=seconds,
+            budget=None if seconds is None else seconds - (clock.monotonic() - began),  # what was imported took its time, too
             device=device,
             report=report,
             everything=everything,

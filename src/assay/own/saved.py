@@ -130,7 +130,7 @@ def save_run(place: Path, trained: Trained, seed: int, preparation: Preparation,
         "seed": seed,
         "input": {
             "shape": list(inputs.shape[1:]),
-            "integers": None if inputs.is_floating_point() else int(inputs.max()) + 2,
+            "integers": None if inputs.is_floating_point() else int(inputs.max()) + 1,
         },
         "model": factory,
         "preparation": preparation.as_dict(),
