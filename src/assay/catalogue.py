@@ -15,6 +15,20 @@ from assay.paper import Claim, Configuration
 
 ROOT = Path(__file__).parent / "papers"
 
+#: What data may need help against; a paper's field ``helps`` names some of these, and `assay suggest` finds it by them.
+NEEDS = {
+    "label-noise": "some labels are wrong",
+    "imbalance": "some classes are rare",
+    "few-examples": "there are few examples",
+    "duplicates": "examples occur again and again",
+    "giveaway": "an input gives the answer away, so that a network may look at nothing else",
+    "constant-columns": "columns tell nothing",
+    "id-columns": "columns number the rows",
+    "missing": "values are missing",
+    "shift": "the test is unlike the training data",
+    "no-signal": "the inputs tell nothing about the labels",
+}
+
 
 @dataclass(frozen=True)
 class Paper:
@@ -32,6 +46,7 @@ class Paper:
         api: the import line.
         bibtex: the entry to cite.
         path: the file (or the package's ``__init__.py``) that holds it.
+        helps: what it helps against, out of :data:`NEEDS`.
     """
 
     key: str
@@ -45,6 +60,7 @@ class Paper:
     api: str
     bibtex: str
     path: Path
+    helps: tuple[str, ...] = ()
 
     @property
     def module(self) -> str:
@@ -92,7 +108,7 @@ def _paper(key: str, path: Path, fields: dict[str, str], raw: str) -> Paper:
     authors = tuple(_family(name) for name in fields.get("author", "").replace("\n", " ").split(" and "))
     eprint = fields.get("eprint")
     link = fields.get("url") or (f"https://arxiv.org/abs/{eprint}" if eprint else "")
-    ours = ("kind", "summary", "api")
+    ours = ("kind", "summary", "api", "helps")
     bibtex = "\n".join(line for line in raw.strip().splitlines() if line.split("=")[0].strip() not in ours)
     return Paper(
         key=key,
@@ -106,7 +122,19 @@ def _paper(key: str, path: Path, fields: dict[str, str], raw: str) -> Paper:
         api=fields.get("api", ""),
         bibtex=bibtex,
         path=path,
+        helps=_helps(key, fields.get("helps", "")),
     )
+
+
+def _helps(key: str, text: str) -> tuple[str, ...]:
+    """``label-noise, imbalance`` as a tuple."""
+    found = tuple(filter(None, (name.strip() for name in text.split(","))))
+    for name in found:
+        if name not in NEEDS:
+            near = difflib.get_close_matches(name, NEEDS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(NEEDS)}."
+            raise AssayError(f"references.bib says that {key} helps against {name!r}, which is no need: {hint}")
+    return found
 
 
 def _family(name: str) -> str:

@@ -16,6 +16,7 @@ import typer
 from assay.atlas.commands import atlas_app
 from assay.errors import AssayError
 from assay.own.commands import export_model, predict, try_methods
+from assay.own.looking import probe_model, suggest_methods
 
 if TYPE_CHECKING:
     from assay.lab.results import Result
@@ -150,6 +151,8 @@ def run(
 app.command("try")(try_methods)
 app.command("predict")(predict)
 app.command("export-model")(export_model)
+app.command("suggest")(suggest_methods)
+app.command("probe")(probe_model)
 
 
 @app.command()

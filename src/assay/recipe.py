@@ -151,6 +151,9 @@ def treatment(function: _F) -> _F:
 
 
 def probe(function: _F) -> _F:
-    """Mark ``function(model, inputs, ...)`` as a paper's probe, so that it can be found by name."""
+    """Mark ``function(view, ...) -> Seen`` as a paper's probe, which `assay probe` finds by name (:mod:`assay.view`).
+
+    A method of a paper that takes a model and tensors may carry the mark as well; it is not what the command calls.
+    """
     function.__assay__ = "probe"  # type: ignore[attr-defined]
     return function

@@ -64,12 +64,31 @@ class Material:
             raise AssayError(f"{self.name} is already split into training and test: leave group and time out.")
 
 
-def build(material: Material, seed: int) -> tuple[Dataset, Preparation]:
-    """Split, prepare with what the training part alone tells, and say what was understood (in ``source``).
+@dataclass(frozen=True)
+class Layout:
+    """Material whose labels are understood and which is split.
 
     Args:
-        material: what was read.
-        seed: of the split.
+        material: the examples that are used.
+        task: ``"classification"`` or ``"regression"``.
+        classes: their names; empty for regression.
+        labels: (N,) int64 classes or float32 numbers.
+        places: ``"train"``, ``"valid"`` and ``"test"`` -> positions in the material.
+        how: how it was split, in words.
+        notes: what was repaired on the way.
+    """
+
+    material: Material
+    task: str
+    classes: tuple[str, ...]
+    labels: Tensor
+    places: dict[str, Positions]
+    how: str
+    notes: list[str]
+
+
+def lay_out(material: Material, seed: int) -> Layout:
+    """Understand the labels, and split.
 
     Raises:
         AssayError: too few examples, one class only, or no way to split.
@@ -80,6 +99,32 @@ def build(material: Material, seed: int) -> tuple[Dataset, Preparation]:
     if len(labels) < _FEWEST:
         raise AssayError(f"{material.name} has {len(labels)} usable examples: give at least {_FEWEST} to train and test on.")
     places, how = _split(material, labels, seed)
+    return Layout(material, task, classes, labels, places, how, notes)
+
+
+def build(material: Material, seed: int) -> tuple[Dataset, Preparation]:
+    """Split, prepare with what the training part alone tells, and say what was understood (in ``source``).
+
+    Args:
+        material: what was read.
+        seed: of the split.
+
+    Raises:
+        AssayError: too few examples, one class only, or no way to split.
+    """
+    return prepare(lay_out(material, seed))
+
+
+def prepare(found: Layout) -> tuple[Dataset, Preparation]:
+    """The data set that a layout makes, and how its inputs were prepared."""
+    material, task, classes, labels, places, notes = (
+        found.material,
+        found.task,
+        found.classes,
+        found.labels,
+        found.places,
+        list(found.notes),
+    )
     _say_repeats(material, places, notes)
     if task == "classification":
         _say_absent(classes, labels, places, notes)
@@ -89,7 +134,7 @@ def build(material: Material, seed: int) -> tuple[Dataset, Preparation]:
     sizes = ", ".join(f"{part} {len(split)}" for part, split in splits.items())
     shown = ", ".join(classes[:5]) + (", ..." if len(classes) > 5 else "")
     goal = f"{task}, {len(classes)} classes ({shown})" if classes else f"{task} of {material.target.name or 'numbers'}"
-    line = f"{material.name}: {len(labels)} {material.what}; {goal}; {sizes} ({how})"
+    line = f"{material.name}: {len(labels)} {material.what}; {goal}; {sizes} ({found.how})"
     data = Dataset(
         name=material.name,
         task=task,
@@ -240,20 +285,20 @@ def _say_absent(classes: Sequence[str], labels: Tensor, places: dict[str, Positi
 
 
 def _say_repeats(material: Material, places: dict[str, Positions], notes: list[str]) -> None:
-    marks = _marks(material.inputs)
-    seen = np.isin(marks[places["test"]], marks[places["train"]])
+    every = marks(material.inputs)
+    seen = np.isin(every[places["test"]], every[places["train"]])
     if seen.any():
         notes.append(f"{seen.sum()} of {len(seen)} test examples also occur in training, so the test is easier than it looks")
 
 
-def _marks(inputs: Inputs) -> NDArray[np.int64]:
+def marks(inputs: Inputs) -> NDArray[np.int64]:
     """A number for each example, the same where the content is the same."""
     if isinstance(inputs, pd.DataFrame):
-        marks: NDArray[np.int64] = pd.util.hash_pandas_object(inputs, index=False).to_numpy().view(np.int64)
-        return marks
+        hashes: NDArray[np.int64] = pd.util.hash_pandas_object(inputs, index=False).to_numpy().view(np.int64)
+        return hashes
     if isinstance(inputs, tuple):
-        marks = pd.util.hash_array(np.array(inputs, dtype=object)).view(np.int64)
-        return marks
+        hashes = pd.util.hash_array(np.array(inputs, dtype=object)).view(np.int64)
+        return hashes
     flat = inputs.flatten(1).contiguous().view(torch.int32)
     # Whole numbers wrap around, so that the sum is exact whatever the order; a sum of floats would depend on it.
     weights = torch.randint(-(2**62), 2**62, (flat.shape[1],), generator=torch.Generator().manual_seed(0))

@@ -29,11 +29,13 @@ from assay.nn.frozen import frozen
 from assay.paper import Above, Below, Curve, Higher, Lower, claim
 from assay.recipe import Recipe, probe
 from assay.recipes import lenet_on
+from assay.view import Seen
 
 if TYPE_CHECKING:
     from assay.data import Dataset
     from assay.lab import Lab
     from assay.paper import Measured
+    from assay.view import View
 
 Rule = Literal["gausslegendre", "trapezoid", "right"]
 
@@ -147,6 +149,28 @@ def _quadrature(rule: str, steps: int) -> tuple[np.ndarray, np.ndarray]:
     if rule == "right":
         return np.arange(1, steps + 1) / steps, np.full(steps, 1 / steps)
     raise ValueError(f"rule must be gausslegendre, trapezoid or right, not {rule!r}")
+
+
+@probe
+def credit(view: View, steps: int = 50, baseline: float = 0.0, rule: Rule = "gausslegendre") -> Seen:
+    """What each input contributed to the score of a class, relative to an input that says nothing.
+
+    Args:
+        view: any network and examples.
+        steps: gradients an example.
+        baseline: what an input is that says nothing, in the units that the network takes: 0 is black in an image, the mean
+            in a scaled column or series, no word in a text.
+        rule: how the integral is approximated: gausslegendre, trapezoid or right.
+    """
+    attributions = integrated_gradients(view.model, view.inputs, view.target, baseline, steps, rule)
+    gained = _score_difference(view.model, view.inputs, view.target, baseline)
+    gap = completeness_gap(view.model, attributions, view.inputs, view.target, baseline)
+    rough = bool((gap.abs() > 0.05 * gained.abs()).double().mean() > 0.5)
+    return Seen(
+        each={"score above the baseline's": gained, "missing in the sum": gap},
+        attributions={"integrated gradients": attributions},
+        notes=(f"the shares miss the score by more than 5 % for most examples: use more than {steps} steps",) * rough,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ claims

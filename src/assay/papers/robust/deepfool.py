@@ -29,11 +29,13 @@ from assay.paper import Curve, Higher, Lower, Reported, claim
 from assay.recipe import Recipe, probe
 from assay.recipes import lenet_on
 from assay.train.hooks import Hook, Run
+from assay.view import Seen
 
 if TYPE_CHECKING:
     from assay.data import Dataset
     from assay.lab import Lab
     from assay.paper import Measured
+    from assay.view import View
 
 # Images that are linearised together: their feature maps stay in the cache while the classes' gradients are taken.
 _CHUNK = 128
@@ -169,6 +171,37 @@ def robustness(model: nn.Module, images: Tensor, norm: float = 2, num_classes: i
     found = deepfool(model, images, num_classes=num_classes, norm=norm)
     size = _relative(found.perturbation, images, norm)
     return torch.where(found.new_label == found.label, math.inf, size).mean().item()
+
+
+@probe
+def smallest_push(view: View, norm: float = 2, max_iter: int = 50, candidates: int = 10, overshoot: float = 0.02) -> Seen:
+    """How far each input must move before the network says something else.
+
+    Args:
+        view: a classifier and examples.
+        norm: in which the move is small: 2, or inf for the largest change of a single entry.
+        max_iter: most linearisations an example.
+        candidates: how many of the likeliest classes are looked at.
+        overshoot: how far to step over the boundary, as a fraction of the whole move.
+    """
+    view.classifier()
+    found = deepfool(view.model, view.inputs, candidates, overshoot, max_iter, norm)
+    fooled = found.new_label != found.label
+    size = found.perturbation.flatten(1).norm(p=norm, dim=1)
+    # What was not fooled is at no known distance: leaving it out would make the network look weaker than it is.
+    far = torch.where(fooled, size, math.inf)
+    notes = () if bool(fooled.all()) else (f"{int((~fooled).sum())} examples kept their class through {max_iter} rounds",)
+    return Seen(
+        numbers={"share that changed class": fooled.double().mean().item(), "median size of the push": far.median().item()},
+        each={
+            "size of the push": far,
+            "relative to the input": far / view.inputs.flatten(1).norm(p=norm, dim=1),
+            "rounds": found.iterations,
+        },
+        attributions={"push": found.perturbation},
+        inputs={"pushed over the boundary": found.adversarial},
+        notes=notes,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ claims

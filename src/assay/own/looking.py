@@ -1,0 +1,272 @@
+"""``assay suggest`` and ``assay probe``, as plain functions; nothing heavy is imported before one is run."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from assay.errors import AssayError
+
+if TYPE_CHECKING:
+    from assay.own.probing import Looked
+    from assay.own.suggesting import Advice
+
+On = Annotated[str, typer.Option(help="Your data: image folder, .csv, .tsv, .parquet, .npz, .ts; or a known data set.")]
+Target = Annotated[str | None, typer.Option(help="Column to predict.")]
+Text = Annotated[str | None, typer.Option(help="Column that holds texts.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
+
+#: Columns, words and examples that a terminal shows; the page and the JSON have all.
+_SHOWN = 10
+
+
+def suggest_methods(
+    on: On,
+    target: Target = None,
+    text: Text = None,
+    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one split.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column to split by: the latest rows are the test.")] = None,
+    seed: Annotated[int, typer.Option(help="Of samples and folds.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Look at your data before training on them, and name the methods and probes worth trying.
+
+    Wrong labels, rare classes, repeats, columns that give the answer away, a test unlike the training data, size, gaps: each
+    with how sure it is. Then what the catalogue has against what was found, with its evidence, the time it would take and the
+    command. "Nothing stands out" is a good answer.
+    """
+    from rich.console import Console
+
+    from assay.own.suggesting import suggest
+
+    with Console(stderr=True, quiet=as_json).status("reading") as status:
+        advice = suggest(on, target, text, group, time, seed, lambda done, total, note: status.update(f"looking at {note}"))
+    if as_json:
+        print(json.dumps(advice.as_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        print_advice(advice)
+
+
+def probe_model(
+    probe: Annotated[str | None, typer.Argument(help="Key of a paper with a probe; without one, the probes are listed.")] = None,
+    on: Annotated[
+        str | None, typer.Option(help="Your data: image folder, .csv, .tsv, .parquet, .npz, .ts; or a known data set.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="A saved run, a program of torch.export (.pt2), MODULE:FUNCTION that returns a network, timm:NAME or "
+            "transformers:NAME. Without it the baseline is trained on the data."
+        ),
+    ] = None,
+    target: Target = None,
+    text: Text = None,
+    examples: Annotated[int, typer.Option(help="How many examples are drawn and looked at.")] = 16,
+    of: Annotated[str, typer.Option("--class", help="Look at what was `said`, what is `right`, or this class.")] = "said",
+    settings: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, an option of the probe; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw, of the baseline, and of what is random in the probe.")] = 0,
+    raw: Annotated[bool, typer.Option("--raw", help="Hand columns to your network as they stand in the file.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for a page with pictures and for the attributions.")] = None,
+    device: Annotated[str, typer.Option(help="Where the baseline is trained: cpu, cuda, mps.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Put a paper's probe on a network and your data: what it looks at, how easily it is fooled.
+
+    `assay probe` alone lists the probes.
+    """
+    if probe is None:
+        _list_probes(as_json)
+        return
+    if on is None:
+        raise AssayError("Which data is the network to be shown? Name them with --on.")
+    if out is not None:
+        from assay.own.page import require_web
+
+        require_web()
+
+    from rich.console import Console
+    from rich.markup import escape
+
+    from assay.own import probing
+
+    with Console(stderr=True, quiet=as_json).status("opening the network") as status:
+        looked = probing.probe(
+            probe,
+            on,
+            model,
+            target,
+            text,
+            examples,
+            seed,
+            of,
+            raw,
+            device,
+            settings or (),
+            lambda done, total, note: status.update(f"training the baseline: {escape(note)}"),
+        )
+    if out is not None:
+        from assay.own.page import write_page
+
+        page = write_page(looked, out)
+    if as_json:
+        plain = looked.as_dict() | ({"page": str(page)} if out is not None else {})
+        print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    print_looked(looked)
+    if out is not None:
+        print(f"pictures: {page}")
+
+
+# ---------------------------------------------------------------------------------------------------- suggest
+
+
+def print_advice(advice: Advice) -> None:
+    """What was found, then what is worth trying."""
+    from rich.markup import escape
+    from rich.padding import Padding
+
+    from assay.catalogue import NEEDS
+    from assay.show import COLOURS, console
+
+    out = console()
+    marks = {"act": "[red]act[/]  ", "look": "[yellow]look[/] "}
+    out.print(escape(advice.data), highlight=False)
+    out.print()
+    for finding in advice.outstanding:
+        out.print(f"{marks[finding.severity]} [bold]{finding.name}[/]: {escape(finding.words)}.", highlight=False)
+        ids = advice.ids.get(finding.name, [])
+        if ids:
+            more = f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else ""
+            out.print(Padding(f"[dim]worst first: {escape(', '.join(ids[:_SHOWN]))}{more}[/]", (0, 0, 0, 6)), highlight=False)
+        if finding.advice:
+            out.print(Padding(f"{escape(finding.advice)}.", (0, 0, 0, 6)), highlight=False)
+    fine = [finding for finding in advice.findings if finding.severity == "fine"]
+    if fine:
+        out.print("[green]fine[/]  " + ", ".join(finding.name for finding in fine), highlight=False)
+        for finding in fine:
+            out.print(Padding(f"[dim]{finding.name}: {escape(finding.words)}[/]", (0, 0, 0, 6)), highlight=False)
+    out.print()
+    if not advice.outstanding:
+        out.print("Nothing stands out: train the baseline, and look elsewhere for what is to be gained.", highlight=False)
+    elif not advice.suggestions:
+        out.print("Nothing in the catalogue is made for what was found here.", highlight=False)
+    else:
+        out.print("[bold]worth trying[/]")
+    for one in advice.suggestions:
+        out.print(
+            f"\n  [bold]{one.key}[/]  {escape(one.title)}\n    because {NEEDS[one.need]}; takes about {_time(one.seconds)}\n"
+            f"    [bold]{escape(one.command)}[/]",
+            highlight=False,
+        )
+        for claim in one.evidence:
+            verdict = "stale" if claim["stale"] else claim["verdict"]
+            effect = "" if claim["effect"] is None else f" ({claim['expectation']}: {claim['effect']:+.3g}"
+            if claim["low"] is not None and claim["high"] is not None:
+                effect += f", {claim['low']:+.3g} to {claim['high']:+.3g}"
+            effect += ")" if effect else ""
+            out.print(
+                Padding(f"[{COLOURS[verdict]}]{verdict}[/] {escape(claim['statement'])}[dim]{escape(effect)}[/]", (0, 0, 0, 6)),
+                highlight=False,
+            )
+        if not one.evidence:
+            out.print("      [dim]no evidence is recorded yet[/]")
+    for key, why in advice.unfit.items():
+        out.print(f"[dim]does not fit: {escape(key)}: {escape(why)}.[/]", highlight=False)
+    for note in advice.notes:
+        out.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# ---------------------------------------------------------------------------------------------------- probe
+
+
+def _list_probes(as_json: bool) -> None:
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from assay.own.offers import offers
+    from assay.show import console
+
+    there = offers()
+    if as_json:
+        plain = [{"probe": one.name, "what": one.what, "options": dict(one.options)} for one in there]
+        print(json.dumps(plain, indent=2, ensure_ascii=False))
+        return
+    table = Table("probe", "what", "options", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for one in there:
+        options = ", ".join(f"{name}={default}" for name, default in one.options.items())
+        table.add_row(f"[bold]{escape(one.name)}[/]", escape(one.what), escape(options))
+    console().print(table)
+
+
+def print_looked(looked: Looked) -> None:
+    """Numbers in a table, then what can be shown of the attributions without pictures."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from assay.show import console
+
+    out = console()
+    out.print(f"[bold]{escape(looked.probe)}[/]  {escape(looked.what)}\n[dim]{escape(looked.paper)}[/]", highlight=False)
+    right = "" if looked.accuracy is None else f"; right on {100 * looked.accuracy:.1f} %"
+    out.print(f"network: {escape(looked.model)}{right}\ndata: {escape(looked.source)}", highlight=False)
+    rows = looked.summary()
+    if rows or looked.numbers:
+        table = Table("", "median", "lowest", "highest", box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for name, value in looked.numbers.items():
+            table.add_row(escape(name), f"{value:.4g}", "", "")
+        for name, (middle, low, high) in rows.items():
+            table.add_row(f"{escape(name)} [dim](each of {len(looked.examples)})[/]", *(f"{v:.4g}" for v in (middle, low, high)))
+        out.print(table)
+    for name in looked.attributions:
+        _print_attributions(looked, name)
+    for note in looked.notes:
+        out.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
+
+
+def _print_attributions(looked: Looked, name: str) -> None:
+    from rich.markup import escape
+    from rich.text import Text as Coloured
+
+    from assay.show import console
+
+    out = console()
+    if looked.kind == "table":
+        found = looked.columns(name)
+        most = max(found.values(), default=0.0) or 1.0
+        width = max(len(column) for column in list(found)[:_SHOWN])
+        out.print(f"[bold]{escape(name)}[/] of {looked.target}, mean size by column", highlight=False)
+        for column, value in list(found.items())[:_SHOWN]:
+            out.print(f"  {escape(column):<{width}}  {value:9.4g}  [cyan]{'█' * round(30 * value / most)}[/]", highlight=False)
+        if len(found) > _SHOWN:
+            out.print(f"  [dim]and {len(found) - _SHOWN} more columns[/]")
+    elif looked.kind == "text":
+        out.print(f"[bold]{escape(name)}[/] of {looked.target}: [red]for[/] and [blue]against[/]", highlight=False)
+        for example, shares in list(zip(looked.examples, looked.attributions[name], strict=True))[:_SHOWN]:
+            line = Coloured(f"  {example.said}: ", style="bold")
+            for word, strength in zip(example.words, looked.strengths(shares), strict=True):
+                line.append(word + " ", style=_ink(strength))
+            out.print(line)
+    else:
+        out.print(f"[bold]{escape(name)}[/] of {looked.target}: [dim]pictures with --out FOLDER[/]", highlight=False)
+
+
+def _ink(strength: float) -> str:
+    """Red for, blue against, as strong as it is: ``strength`` in [-1, 1]."""
+    level = round(255 * (1 - min(1.0, abs(strength))))
+    paper = f"rgb(255,{level},{level})" if strength > 0 else f"rgb({level},{level},255)"
+    return f"black on {paper}" if abs(strength) > 0.15 else ""

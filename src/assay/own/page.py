@@ -1,0 +1,198 @@
+"""What a probe saw as one page with pictures, which needs nothing else: for a colleague, or for the wall."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import io
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from assay.errors import AssayError
+from assay.files import save_tensors, write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from assay.own.probing import Looked
+
+HERE = Path(__file__).parent
+PAGE, TENSORS = "probe.html", "attributions.safetensors"
+#: Height and width of a picture on the page, in pixels.
+_SIDE = 168
+#: Columns of a table that are drawn.
+_COLUMNS = 15
+
+
+def require_web() -> None:
+    """Say what is missing before anything long is done."""
+    if importlib.util.find_spec("jinja2") is None:
+        raise AssayError('A page with pictures needs jinja2: install it with `pip install "assay[web]"`, or leave --out out.')
+
+
+def write_page(looked: Looked, folder: Path) -> Path:
+    """Write ``probe.html``, and beside it ``attributions.safetensors`` with all numbers.
+
+    Args:
+        looked: what was seen.
+        folder: where to; it is made if it is not there.
+
+    Returns:
+        The page.
+
+    Raises:
+        AssayError: jinja2 is missing, or the folder cannot be written.
+    """
+    require_web()
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    if folder.exists() and not folder.is_dir():
+        raise AssayError(f"{folder} is a file: name a folder with --out.")
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    text = environment.get_template("probe.html").render(
+        looked=looked,
+        numbers=[(name, _number(value)) for name, value in looked.numbers.items()],
+        summary=[(name, *map(_number, values)) for name, values in looked.summary().items()],
+        columns={name: _bars(looked.columns(name)) for name in looked.attributions} if looked.kind == "table" else {},
+        examples=[_example(looked, place) for place in range(len(looked.examples))],
+    )
+    page = folder / PAGE
+    write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))
+    tensors = {
+        f"{name}/{place}": one.contiguous() for name, found in looked.attributions.items() for place, one in enumerate(found)
+    }
+    if looked.inputs is not None:
+        tensors["inputs"] = looked.inputs.contiguous()
+    tensors |= {f"others/{name}": other.detach().contiguous() for name, other in looked.others.items()}
+    save_tensors(folder / TENSORS, tensors, {"kind": "probe", "probe": looked.probe, "ids": [one.id for one in looked.examples]})
+    return page
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "∞" if value > 0 else "−∞" if value < 0 else "–"
+
+
+def _bars(columns: dict[str, float]) -> list[tuple[str, str, float]]:
+    most = max(columns.values(), default=0.0) or 1.0
+    return [(name, _number(value), 100 * value / most) for name, value in list(columns.items())[:_COLUMNS]]
+
+
+def _example(looked: Looked, place: int) -> dict[str, Any]:
+    """What the page shows of one example."""
+    example = looked.examples[place]
+    pictures: list[tuple[str, str]] = []
+    words: list[tuple[str, list[tuple[str, str]]]] = []
+    bars: list[tuple[str, list[tuple[str, str, float, float]]]] = []
+    if looked.kind == "images" and looked.inputs is not None:
+        image = _pixels(looked.inputs[place])
+        pictures.append(("as the network takes it", _png(image)))
+        for name, found in looked.attributions.items():
+            pictures.append((name, _png(heat(found[place], image))))
+        for name, other in looked.others.items():
+            pictures.append((name, _png(_pixels(other[place].detach()))))
+    for name, found in looked.attributions.items():
+        if looked.kind == "text":
+            strengths = looked.strengths(found[place])
+            words.append((name, [(word, _ink(strength)) for word, strength in zip(example.words, strengths, strict=True)]))
+        elif looked.kind == "table":
+            bars.append((name, _signed(looked, found[place])))
+        elif looked.kind == "series" and looked.inputs is not None:
+            pictures.append((name, _png(_strip(looked.inputs[place], found[place]), wide=True)))
+    return {
+        "id": example.id,
+        "said": example.said,
+        "right": example.right,
+        "wrong": example.right is not None and example.right != example.said,
+        "numbers": [(name, _number(value)) for name, value in example.numbers.items()],
+        "pictures": pictures,
+        "words": words,
+        "bars": bars,
+    }
+
+
+# ---------------------------------------------------------------------------------------------------- pictures
+
+
+def heat(attributions: Tensor, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Attributions (C, H, W) as red (for) and blue (against) over the grey image: (H, W, 3).
+
+    Channels are summed. The scale ends at the 99th percentile, so that one bright pixel does not leave the others white.
+    """
+    whole = attributions.detach().double().sum(dim=0).numpy()
+    most = float(np.quantile(np.abs(whole), 0.99)) or float(np.abs(whole).max()) or 1.0
+    strength = np.clip(whole / most, -1, 1)[..., None]
+    grey = 255 - (255 - image.mean(axis=2, keepdims=True)) * 0.3  # pale, so that the colours stand out
+    red, blue = np.array([200.0, 30.0, 30.0]), np.array([30.0, 70.0, 200.0])
+    ink = np.where(strength > 0, red, blue)
+    mixed = grey * (1 - np.abs(strength)) + ink * np.abs(strength)
+    return np.asarray(mixed.round(), dtype=np.uint8)
+
+
+def _pixels(image: Tensor) -> NDArray[np.uint8]:
+    """(C, H, W) as (H, W, 3) of whole numbers; what is not in [0, 1] is brought there."""
+    values = image.detach().double()
+    low, high = float(values.min()), float(values.max())
+    if low < -0.5 or high > 1.5:
+        values = (values - low) / max(high - low, 1e-12)
+    shown = values[:3] if values.shape[0] >= 3 else values[:1].expand(3, -1, -1)
+    return np.asarray((shown.clamp(0, 1) * 255).round().permute(1, 2, 0).numpy(), dtype=np.uint8)
+
+
+def _strip(series: Tensor, attributions: Tensor) -> NDArray[np.uint8]:
+    """A series (C, L) as a line over its attributions (C, L), the first channel: (H, L', 3)."""
+    height, width = 84, max(336, min(2 * series.shape[1], 672))
+    places = np.linspace(0, series.shape[1] - 1, width)
+    steps = np.arange(series.shape[1])
+    line = np.interp(places, steps, series[0].detach().double().numpy())
+    shares = np.interp(places, steps, attributions.detach().double().sum(dim=0).numpy())
+    most = float(np.abs(shares).max()) or 1.0
+    strength = np.abs(shares / most)[None, :, None]
+    ink = np.where((shares > 0)[None, :, None], np.array([220.0, 60.0, 60.0]), np.array([60.0, 100.0, 220.0]))
+    picture = np.broadcast_to(255 * (1 - strength) + ink * strength, (height, width, 3)).copy()
+    spread = max(float(np.ptp(line)), 1e-12)
+    rows = ((line.max() - line) / spread * (height - 5)).round().astype(int) + 2
+    for column in range(width):
+        begin, end = sorted((rows[max(column - 1, 0)], rows[column]))
+        picture[begin - 1 : end + 2, column] = 20
+    return np.asarray(picture.round(), dtype=np.uint8)
+
+
+def _png(picture: NDArray[np.uint8], wide: bool = False) -> str:
+    """As a data address; small pictures are enlarged without blurring their pixels."""
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    if not wide:
+        times = max(1, round(_SIDE / max(picture.shape[:2])))
+        image = image.resize((picture.shape[1] * times, picture.shape[0] * times), Image.Resampling.NEAREST)
+    stored = io.BytesIO()
+    image.save(stored, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(stored.getvalue()).decode("ascii")
+
+
+def _ink(strength: float) -> str:
+    """A background colour: red for, blue against, as strong as ``strength`` in [-1, 1]."""
+    colour = "200 30 30" if strength > 0 else "30 70 200"
+    return f"rgb({colour} / {abs(strength) * 0.6:.2f})"
+
+
+def _signed(looked: Looked, shares: Tensor) -> list[tuple[str, str, float, float]]:
+    """The largest columns of one row: name, number, and where its bar begins and how long it is, in per cent."""
+    strengths = looked.strengths(shares)
+    ranked = sorted(range(len(strengths)), key=lambda column: -abs(strengths[column]))[:_COLUMNS]
+    found = []
+    for column in ranked:
+        length = 50 * abs(strengths[column])
+        begin = 50.0 if strengths[column] > 0 else 50 - length
+        found.append((looked.features[column], _number(float(shares[column])), begin, length))
+    return found

@@ -1,0 +1,553 @@
+"""Look at data before training on them, and name what is worth trying, with the reason, the evidence and the time.
+
+    advice = suggest("photos/")
+    advice.findings; advice.suggestions
+
+What was found is matched with what papers say they help against (the field ``helps`` of their entry in references.bib), so
+that a new paper is suggested without a line here. A method is named only after a step of it has worked on these data.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from assay import catalogue
+from assay.data import Dataset
+from assay.data.dataset import stratified
+from assay.errors import AssayError
+from assay.lab import evidence
+from assay.nn.text import words
+from assay.own import baselines, findings, offers, probing, trying
+from assay.own.findings import Finding
+from assay.own.material import Material, lay_out, marks, prepare
+from assay.own.opening import subject_of
+from assay.own.preparing import prepared
+from assay.own.reading import gather
+from assay.recipe import Recipe
+from assay.train.loop import Report, Trained, fit
+
+#: Examples that are looked at where something costs more than a glance; more are drawn from, and it is said.
+MOST = 4000
+#: Columns that are looked at one by one.
+_MOST_COLUMNS = 200
+_FOLDS = 5
+#: Cosines above which two images or series are nearly the same (measured: of 3,000 MNIST digits, none are).
+_ALIKE = {"images": 0.995, "series": 0.9995}
+#: Steps by which the time of a training is measured.
+_STEPS = 6
+_SEEDS = 5
+
+_ORDER = {"act": 0, "look": 1, "fine": 2}
+
+
+@dataclass(frozen=True)
+class Suggestion:
+    """A method or a probe that is worth trying.
+
+    Args:
+        key: of the paper.
+        title: of the paper, with its year.
+        kind: ``"treatment"`` or ``"probe"``.
+        need: the finding that it answers.
+        reason: why, in a sentence without a full stop.
+        seconds: that the command is expected to take.
+        command: what to run.
+        evidence: of each recorded claim: name, statement, verdict, expectation, effect, low, high, stale.
+    """
+
+    key: str
+    title: str
+    kind: str
+    need: str
+    reason: str
+    seconds: float
+    command: str
+    evidence: tuple[dict[str, Any], ...]
+
+
+@dataclass
+class Advice:
+    """What was found, and what is worth trying.
+
+    Args:
+        data: one line that says what was understood.
+        findings: the most severe first.
+        suggestions: what is worth trying, in the order of the findings.
+        unfit: key -> why a paper that helps against something found does not fit these data.
+        ids: finding -> where the examples stand that it is about, worst first.
+        notes: what a reader should know, without full stops.
+    """
+
+    data: str
+    findings: list[Finding] = field(default_factory=list)
+    suggestions: list[Suggestion] = field(default_factory=list)
+    unfit: dict[str, str] = field(default_factory=dict)
+    ids: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def outstanding(self) -> list[Finding]:
+        """Those that ask for something."""
+        return [finding for finding in self.findings if finding.severity != "fine"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "data": self.data,
+            "findings": [
+                {**_finite(asdict(finding)), "rows": list(finding.rows), "ids": self.ids.get(finding.name, [])}
+                for finding in self.findings
+            ],
+            "suggestions": [asdict(suggestion) for suggestion in self.suggestions],
+            "unfit": self.unfit,
+            "notes": self.notes,
+        }
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Data as findings are made from them.
+
+    Args:
+        data: as networks take them.
+        kind: ``"images"``, ``"series"``, ``"table"`` or ``"text"``.
+        ids: where each training example stands.
+        frame: for a table, the columns as they were read: the training rows, then those of the test.
+        train_marks: (N,) equal numbers for equal training inputs.
+        test_marks: (M,) the same for the test.
+        groups: (N,) of training examples that belong together, or ``None``.
+        drawn: whether the test was drawn at random.
+    """
+
+    data: Dataset
+    kind: str
+    ids: tuple[str, ...]
+    frame: pd.DataFrame | None
+    train_marks: NDArray[np.int64]
+    test_marks: NDArray[np.int64]
+    groups: NDArray[np.str_] | None = None
+    drawn: bool = False
+
+
+def suggest(
+    on: str | Path | Dataset,
+    target: str | None = None,
+    text: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    seed: int = 0,
+    report: Report | None = None,
+) -> Advice:
+    """Look at data, and say what is worth trying.
+
+    Args:
+        on: a path that :func:`assay.own.read` understands, the name of a known data set, or a data set.
+        target: column to predict.
+        text: column that holds the texts.
+        group: column whose equal values stay in one split.
+        time: column by which to split.
+        seed: of samples and folds.
+        report: is told how far it is.
+
+    Raises:
+        AssayError: the data cannot be read.
+    """
+    ground = _ground(on, target, text, group, time)
+    advice = Advice(ground.data.source or ground.data.name)
+    if len(ground.data.train) > MOST:
+        advice.notes.append(f"{MOST} of the {len(ground.data.train)} training examples were looked at closely")
+    examined = list(examine(ground, seed, report))
+    advice.findings = sorted(examined, key=lambda finding: _ORDER[finding.severity])
+    for finding in advice.findings:
+        if finding.rows:
+            advice.ids[finding.name] = [ground.ids[row] for row in finding.rows]
+    options = {"target": target, "text": text, "group": group, "time": time}
+    name = on.name if isinstance(on, Dataset) else str(on)
+    arguments = ["--on", name, *(word for key, value in options.items() if value for word in (f"--{key}", value))]
+    _match(advice, ground, shlex.join(arguments), report)
+    return advice
+
+
+# ---------------------------------------------------------------------------------------------------- the data
+
+
+def _ground(on: str | Path | Dataset, target: str | None, text: str | None, group: str | None, time: str | None) -> Ground:
+    if isinstance(on, Dataset) or not Path(on).exists():
+        known = on if isinstance(on, Dataset) else trying._data(on, target, text, group, time)
+        return _known(known)
+    layout = lay_out(gather(Path(on), target, text, group, time), 0)
+    data, _ = prepare(layout)
+    material, places = layout.material, layout.places
+    every = marks(material.inputs)
+    rows = np.concatenate([places["train"], places["test"]])
+    return Ground(
+        data=data,
+        kind=baselines.kind(data),
+        ids=tuple(_place(material, row) for row in places["train"]),
+        frame=material.inputs.iloc[rows].reset_index(drop=True) if isinstance(material.inputs, pd.DataFrame) else None,
+        train_marks=every[places["train"]],
+        test_marks=every[places["test"]],
+        groups=None if material.group is None else material.group[places["train"]],
+        drawn=material.parts is None and material.time is None and material.group is None,
+    )
+
+
+def _place(material: Material, row: int) -> str:
+    label = material.target.index[row]
+    return (
+        label if isinstance(label, str) else f"row {label}" if isinstance(material.inputs, pd.DataFrame) else f"example {label}"
+    )
+
+
+def _known(data: Dataset) -> Ground:
+    kind = baselines.kind(data)
+    frame = None
+    if kind == "table" and isinstance(data.train.inputs, Tensor) and isinstance(data.test.inputs, Tensor):
+        width = data.train.inputs.shape[1]
+        names = data.features if len(data.features) == width else tuple(f"x{number}" for number in range(width))
+        values = torch.cat([data.train.inputs, data.test.inputs]).double().numpy()
+        frame = pd.DataFrame(values, columns=list(names))
+    return Ground(
+        data=prepared(data)[0],
+        kind=kind,
+        ids=tuple(f"training example {number}" for number in range(len(data.train))),
+        frame=frame,
+        train_marks=marks(data.train.inputs),
+        test_marks=marks(data.test.inputs),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- findings
+
+
+def examine(ground: Ground, seed: int = 0, report: Report | None = None) -> Iterator[Finding]:
+    """All findings that these data allow, in no order that matters."""
+    data = ground.data
+    steps: list[tuple[str, Callable[[], Iterator[Finding]]]] = [
+        ("labels", lambda: _labels(ground, seed)),
+        ("repeats", lambda: _repeats(ground, seed)),
+        ("columns", lambda: _columns(ground, seed)),
+        ("shift", lambda: _shift(ground, seed)),
+    ]
+    for number, (name, step) in enumerate(steps):
+        if report is not None:
+            report(number, len(steps) + 1, name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # scikit-learn has much to say about small classes and constant columns
+            yield from step()
+    if data.task == "classification":
+        yield findings.imbalance(data.train.labels.numpy(), data.classes)
+
+
+def _labels(ground: Ground, seed: int) -> Iterator[Finding]:
+    """Wrong labels, signal and size: all from predictions of a simple model that did not see what it predicts."""
+    data = ground.data
+    parameters = sum(p.numel() for p in baselines.baseline(data).model().parameters())
+    rows = _sample(data, MOST, seed)
+    labels = data.train.labels.numpy()[rows]
+    vectors = _vectors(data.train.inputs, ground.kind, rows)
+    groups = None if ground.groups is None else ground.groups[rows]
+    if data.task == "regression":
+        predicted, learner = _predicted_numbers(vectors, labels, ground.kind, groups, seed)
+        yield _in_training(findings.target_outliers(predicted, labels.astype(np.float64)), rows)
+        yield findings.explained(predicted, labels.astype(np.float64), learner)
+        yield findings.few_examples(len(data.train), 0, parameters)
+        return
+    counts = np.bincount(labels, minlength=data.num_classes)
+    kept = counts[labels] >= 3  # a class that is seen once or twice cannot be both learnt and tested
+    rows, labels, vectors = rows[kept], labels[kept], vectors[kept]
+    groups = None if groups is None else groups[kept]
+    there, codes = np.unique(labels, return_inverse=True)
+    names = [data.classes[k] for k in there]
+    found = _predicted_classes(vectors, codes, ground.kind, groups, seed) if len(there) > 1 else None
+    if found is None:
+        yield findings.few_examples(len(data.train), data.num_classes, parameters)
+        return
+    probabilities, half, learner = found
+    yield _in_training(findings.label_noise(probabilities, codes, names, seed), rows)
+    yield findings.signal(probabilities, codes, learner)
+    whole = float((probabilities.argmax(axis=1) == codes).mean())
+    yield findings.few_examples(len(data.train), data.num_classes, parameters, half, whole)
+
+
+def _in_training(finding: Finding, rows: NDArray[np.int64]) -> Finding:
+    """Rows of a sample as positions in the training split."""
+    return replace(finding, rows=tuple(int(rows[row]) for row in finding.rows))
+
+
+def _repeats(ground: Ground, seed: int) -> Iterator[Finding]:
+    data = ground.data
+    rows = _sample(data, MOST, seed)
+    near: list[tuple[int, int]] = []
+    if ground.kind == "text":
+        assert isinstance(data.train.inputs, tuple)
+        near = findings.near_texts([data.train.inputs[row] for row in rows])
+    elif ground.kind in _ALIKE:
+        near = findings.near_repeats(_pixels(data.train.inputs, rows), _ALIKE[ground.kind])
+    pairs = [(int(rows[a]), int(rows[b])) for a, b in near if ground.train_marks[rows[a]] != ground.train_marks[rows[b]]]
+    chance = findings.repeats_by_chance(ground.frame.iloc[: len(data.train)]) if ground.frame is not None else 0.0
+    yield findings.repeats(ground.train_marks, ground.test_marks, data.train.labels.numpy(), pairs, chance)
+
+
+def _columns(ground: Ground, seed: int) -> Iterator[Finding]:
+    if ground.frame is None:
+        return
+    data, frame = ground.data, ground.frame
+    yield findings.constant_columns(frame)
+    yield findings.id_columns(frame)
+    yield findings.missing(frame)
+    rows = _sample(data, MOST // 2, seed)
+    labels = data.train.labels.numpy()[rows]
+    classifies = data.task == "classification"
+    if classifies:
+        kept = np.bincount(labels, minlength=data.num_classes)[labels] >= 3
+        rows, labels = rows[kept], np.unique(labels[kept], return_inverse=True)[1]
+    if len(labels) >= 10 and (not classifies or labels.max() > 0):
+        yield findings.giveaways(frame.iloc[rows].iloc[:, :_MOST_COLUMNS], labels, classifies, seed)
+
+
+def _shift(ground: Ground, seed: int) -> Iterator[Finding]:
+    """Is the test unlike the training data? A test that was drawn at random is not."""
+    data = ground.data
+    if ground.drawn or len(data.test) < 20 or len(data.train) < 20:
+        return
+    train, test = _sample(data, MOST // 2, seed), _drawn(len(data.test), MOST // 2, seed)
+    if isinstance(data.train.inputs, Tensor) and isinstance(data.test.inputs, Tensor):
+        both: Any = torch.cat([data.train.inputs[train], data.test.inputs[test]])
+    else:
+        both = tuple(data.train.inputs[row] for row in train) + tuple(data.test.inputs[row] for row in test)
+    is_test = np.arange(len(train) + len(test)) >= len(train)
+    vectors = _vectors(both, ground.kind, np.arange(len(is_test)))
+    found = _predicted_classes(vectors, is_test.astype(np.int64), ground.kind, None, seed)
+    assert found is not None
+    column = ""
+    if ground.frame is not None:
+        column = findings.most_moved(ground.frame.iloc[: len(data.train)], ground.frame.iloc[len(data.train) :])
+    moved = None
+    if data.task == "classification":
+        moved = findings.moved_class(data.train.labels.numpy(), data.test.labels.numpy(), data.classes)
+    yield findings.shift(found[0][:, 1], is_test, column, moved)
+
+
+# ---------------------------------------------------------------------------------------------------- simple models
+
+
+def _sample(data: Dataset, most: int, seed: int) -> NDArray[np.int64]:
+    """Positions of at most so many training examples, each class in proportion."""
+    count = min(most, len(data.train))
+    positions: NDArray[np.int64] = stratified(data.train.labels, count, torch.Generator().manual_seed(seed)).numpy()
+    return positions
+
+
+def _drawn(count: int, most: int, seed: int) -> NDArray[np.int64]:
+    positions: NDArray[np.int64] = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].numpy()
+    return positions
+
+
+def _pixels(inputs: Any, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Images of at most 16x16 and series of at most 64 steps, flat: (N, D)."""
+    chosen: Tensor = inputs[torch.from_numpy(rows)]
+    if chosen.dim() == 4 and max(chosen.shape[2:]) > 16:
+        chosen = F.adaptive_avg_pool2d(chosen, 16)
+    if chosen.dim() == 3 and chosen.shape[2] > 64:
+        chosen = F.adaptive_avg_pool1d(chosen, 64)
+    flat: NDArray[np.float64] = chosen.flatten(1).double().numpy()
+    return flat
+
+
+def _vectors(inputs: Any, kind: str, rows: NDArray[np.int64]) -> Any:
+    """What a simple model sees of the examples: a matrix of N rows, sparse for texts."""
+    if kind == "text":
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        texts = [inputs[row] for row in rows]
+        weigh = TfidfVectorizer(
+            ngram_range=(1, 2), sublinear_tf=True, min_df=2, max_features=50_000, tokenizer=words, token_pattern=None
+        )
+        try:
+            return weigh.fit_transform(texts)
+        except ValueError:  # no word occurs twice
+            return weigh.set_params(min_df=1).fit_transform(texts)
+    flat = _pixels(inputs, rows)
+    if kind == "table":
+        return flat
+    from sklearn.decomposition import PCA
+
+    if kind == "series":  # the level and the spread of a series, beside its shape
+        flat = np.column_stack([flat, flat.mean(axis=1), flat.std(axis=1)])
+    most = min(40, flat.shape[1], len(flat) - 1)
+    found: NDArray[np.float64] = PCA(most, random_state=0, svd_solver="randomized").fit_transform(flat)
+    return found
+
+
+def _learners(kind: str, classifies: bool, seed: int) -> dict[str, Any]:
+    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    scaled = StandardScaler(with_mean=kind != "text")
+    if not classifies:
+        plain = {"ridge regression": make_pipeline(scaled, Ridge()) if kind != "text" else Ridge()}
+        if kind == "table":
+            return plain | {"a random forest": RandomForestRegressor(100, min_samples_leaf=3, random_state=seed)}
+        return plain if kind == "text" else plain | {"nearest neighbours": KNeighborsRegressor(9, weights="distance")}
+    logistic = LogisticRegression(C=1.0 if kind == "text" else 0.1, max_iter=300)
+    plain = {"logistic regression": logistic if kind == "text" else make_pipeline(scaled, logistic)}
+    if kind == "table":
+        return plain | {"a random forest": RandomForestClassifier(100, min_samples_leaf=3, random_state=seed)}
+    return plain if kind == "text" else plain | {"nearest neighbours": KNeighborsClassifier(15, weights="distance")}
+
+
+def _folds(labels: NDArray[Any], groups: NDArray[Any] | None, most: int, seed: int) -> Any:
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
+    classifies = np.issubdtype(labels.dtype, np.integer)
+    if groups is not None and len(np.unique(groups)) >= 2:
+        kind = StratifiedGroupKFold if classifies else GroupKFold
+        return kind(min(most, len(np.unique(groups))), shuffle=True, random_state=seed)
+    if classifies:
+        return StratifiedKFold(min(most, int(np.bincount(labels).min())), shuffle=True, random_state=seed)
+    return KFold(min(most, len(labels)), shuffle=True, random_state=seed)
+
+
+def _predicted_classes(
+    vectors: Any, labels: NDArray[np.int64], kind: str, groups: NDArray[Any] | None, seed: int
+) -> tuple[NDArray[np.float64], float, str] | None:
+    """Out-of-fold probabilities (N, K) of the better of two models, its accuracy from half the examples, and its name."""
+    from sklearn.model_selection import cross_val_predict
+
+    best: tuple[float, NDArray[np.float64], str, Any] | None = None
+    for name, learner in _learners(kind, True, seed).items():
+        folds = list(_folds(labels, groups, _FOLDS, seed).split(np.zeros(len(labels)), labels, groups))
+        if name == "nearest neighbours" and min(len(train) for train, _ in folds) < 15:
+            continue
+        found = cross_val_predict(learner, vectors, labels, cv=folds, method="predict_proba")
+        right = float((found.argmax(axis=1) == labels).mean())
+        if best is None or right > best[0]:
+            best = (right, found, name, learner)
+    if best is None:
+        return None
+    _, found, name, learner = best
+    halves = _folds(labels, groups, 2, seed).split(np.zeros(len(labels)), labels, groups)
+    half = cross_val_predict(learner, vectors, labels, cv=list(halves), method="predict")
+    return found, float((half == labels).mean()), name
+
+
+def _predicted_numbers(
+    vectors: Any, targets: NDArray[Any], kind: str, groups: NDArray[Any] | None, seed: int
+) -> tuple[NDArray[np.float64], str]:
+    """Out-of-fold predictions (N,) of the better of two models, and its name."""
+    from sklearn.model_selection import cross_val_predict
+
+    best: tuple[float, NDArray[np.float64], str] | None = None
+    for name, learner in _learners(kind, False, seed).items():
+        folds = list(_folds(targets, groups, _FOLDS, seed).split(np.zeros(len(targets)), None, groups))
+        found = cross_val_predict(learner, vectors, targets, cv=folds)
+        error = float(np.median(np.abs(found - targets)))
+        if best is None or error < best[0]:
+            best = (error, found, name)
+    assert best is not None
+    return best[1], best[2]
+
+
+# ---------------------------------------------------------------------------------------------------- what is worth trying
+
+
+def _match(advice: Advice, ground: Ground, arguments: str, report: Report | None) -> None:
+    """Name the papers that help against what was found, and that fit."""
+    needs = {finding.name: finding for finding in advice.outstanding}
+    wanted = [(finding, paper) for finding in needs.values() for paper in _helping(finding.name)]
+    if not wanted:
+        return
+    if report is not None:
+        report(4, 5, "methods")
+    plain = baselines.baseline(ground.data)
+    treatments, probes = set(trying.there()), {offer.key for offer in offers.offers()}
+    base = _time(plain)
+    few = _few(plain)
+    done: set[str] = set()
+    for finding, paper in wanted:
+        if paper.key in done:
+            continue
+        done.add(paper.key)
+        try:
+            if paper.key in treatments:
+                kind, seconds = "treatment", _SEEDS * (base + _time(_treated(plain, paper.key)))
+                command = f"assay try {paper.key} {arguments}"
+            elif paper.key in probes:
+                kind, seconds = "probe", base + _probed(few, ground.data, paper.key)
+                command = f"assay probe {paper.key} {arguments}"
+            else:
+                continue
+        except (AssayError, trying._DoesNotFit) as error:
+            advice.unfit[paper.key] = str(error).rstrip(".")
+            continue
+        reason = f"{catalogue.NEEDS[finding.name]}; {paper.summary.rstrip('.')}"
+        title = f"{paper.title} ({paper.year})"
+        advice.suggestions.append(
+            Suggestion(paper.key, title, kind, finding.name, reason, seconds, command, tuple(_evidence(paper)))
+        )
+
+
+def _helping(need: str) -> list[catalogue.Paper]:
+    return [paper for paper in catalogue.papers().values() if need in paper.helps]
+
+
+def _treated(plain: Recipe, key: str) -> Recipe:
+    return trying._treated(plain, [trying.find(key)])
+
+
+def _few(plain: Recipe) -> Trained:
+    """The baseline after a few steps: enough to see whether a probe works on it."""
+    count = min(len(plain.data.train), _STEPS * plain.batch_size)
+    return fit(plain.replace(data=plain.data.subset(train=count, seed=0), epochs=1, watch=()), seed=0)
+
+
+def _time(recipe: Recipe) -> float:
+    """Seconds of a whole training, from a few steps of it."""
+    count = min(len(recipe.data.train), max(_STEPS * recipe.batch_size, 2 * recipe.data.num_classes))
+    few = recipe.replace(data=recipe.data.subset(train=count, seed=0), epochs=1, watch=())
+    fit(few, seed=0)  # the first steps are slow: memory is found, kernels are chosen
+    steps = math.ceil(count / recipe.batch_size)
+    return fit(few, seed=0).seconds / steps * math.ceil(len(recipe.data.train) / recipe.batch_size) * recipe.epochs
+
+
+def _probed(few: Trained, data: Dataset, key: str, examples: int = 2, usual: int = 16) -> float:
+    """Seconds of a probe on the usual number of examples, from a few."""
+    paper, function = offers.find(key)
+    looked = probing.look(paper, function, subject_of(few, data, "baseline"), {}, examples)
+    return looked.seconds / len(looked.examples) * usual
+
+
+def _evidence(paper: catalogue.Paper) -> Iterator[dict[str, Any]]:
+    for name, entry in evidence.recorded(paper.key).items():
+        first = entry["tests"][0] if entry.get("tests") else {}
+        yield {
+            "claim": name,
+            "statement": entry["statement"],
+            "verdict": entry["verdict"],
+            "expectation": first.get("expectation", ""),
+            "effect": first.get("effect"),
+            "low": first.get("low"),
+            "high": first.get("high"),
+            "stale": evidence.is_stale(paper, name, entry),
+        }
