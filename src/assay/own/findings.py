@@ -267,7 +267,7 @@ def repeats(train: Ints, test: Ints, labels: NDArray[Any], near: Sequence[tuple[
     words += f"; {int(across.sum())} of {len(test)} test examples occur in training"
     excess = max(0.0, share - chance)
     severity: Severity = "fine"
-    if excess >= 0.01 or len(near) >= 0.01 * len(train) or leaked - chance >= 0.005:
+    if (excess >= 0.01 and len(again) > 2) or len(near) >= max(3, 0.01 * len(train)) or leaked - chance >= 0.005:
         severity = "act" if leaked - chance >= 0.05 or len(contrary) >= 0.05 * len(train) else "look"
     advice = ""
     if severity != "fine":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from assay.errors import AssayError
+from assay.own.commands import Json, Trust
 
 if TYPE_CHECKING:
     from assay.own.probing import Looked
@@ -18,10 +20,11 @@ if TYPE_CHECKING:
 On = Annotated[str, typer.Option(help="Your data: image folder, .csv, .tsv, .parquet, .npz, .ts; or a known data set.")]
 Target = Annotated[str | None, typer.Option(help="Column to predict.")]
 Text = Annotated[str | None, typer.Option(help="Column that holds texts.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
 
 #: Columns, words and examples that a terminal shows; the page and the JSON have all.
 _SHOWN = 10
+#: Claims that are shown of each paper; how the others ended is counted.
+_CLAIMS = 3
 
 
 def suggest_methods(
@@ -72,6 +75,7 @@ def probe_model(
     raw: Annotated[bool, typer.Option("--raw", help="Hand columns to your network as they stand in the file.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder for a page with pictures and for the attributions.")] = None,
     device: Annotated[str, typer.Option(help="Where the baseline is trained: cpu, cuda, mps.")] = "cpu",
+    trust: Trust = None,
     as_json: Json = False,
 ) -> None:
     """Put a paper's probe on a network and your data: what it looks at, how easily it is fooled.
@@ -106,6 +110,7 @@ def probe_model(
             raw,
             device,
             settings or (),
+            trust or (),
             lambda done, total, note: status.update(f"training the baseline: {escape(note)}"),
         )
     if out is not None:
@@ -162,7 +167,7 @@ def print_advice(advice: Advice) -> None:
             f"    [bold]{escape(one.command)}[/]",
             highlight=False,
         )
-        for claim in one.evidence:
+        for claim in one.evidence[:_CLAIMS]:
             verdict = "stale" if claim["stale"] else claim["verdict"]
             effect = "" if claim["effect"] is None else f" ({claim['expectation']}: {claim['effect']:+.3g}"
             if claim["low"] is not None and claim["high"] is not None:
@@ -172,6 +177,10 @@ def print_advice(advice: Advice) -> None:
                 Padding(f"[{COLOURS[verdict]}]{verdict}[/] {escape(claim['statement'])}[dim]{escape(effect)}[/]", (0, 0, 0, 6)),
                 highlight=False,
             )
+        if len(one.evidence) > _CLAIMS:
+            rest = Counter(claim["verdict"] for claim in one.evidence[_CLAIMS:])
+            counts = ", ".join(f"{count} {verdict}" for verdict, count in rest.items())
+            out.print(f"      [dim]and {len(one.evidence) - _CLAIMS} more claims ({counts}): assay show {one.key}[/]")
         if not one.evidence:
             out.print("      [dim]no evidence is recorded yet[/]")
     for key, why in advice.unfit.items():

@@ -14,13 +14,15 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,8 +32,10 @@ from assay.errors import AssayError
 from assay.lab import memory
 from assay.nn.text import words
 from assay.own import baselines
-from assay.own.preparing import Columns, Line, Preparation, Tokens, prepared
+from assay.own.fresh import stream, together
+from assay.own.preparing import Columns, Line, Preparation, prepared
 from assay.own.reading import understand
+from assay.own.saved import SavedRun, load_run, runs
 from assay.train.loop import Report, Trained
 
 _KINDS = "the folder of a saved run, a program (.pt2), MODULE:FUNCTION, timm:NAME or transformers:NAME"
@@ -110,6 +114,7 @@ def open_subject(
     raw: bool = False,
     seed: int = 0,
     device: str = "cpu",
+    trusted: Collection[str] = (),
     report: Report | None = None,
 ) -> Subject:
     """Open a network and the examples to show it.
@@ -123,20 +128,20 @@ def open_subject(
         raw: hand columns and series to a network of somebody's own as they stand in the file, not scaled.
         seed: of the baseline's training.
         device: where the baseline is trained.
-        report: is told how far its training is.
+        trusted: modules whose functions may be called to make the network of a saved run again.
+        report: is told how far the baseline's training is.
 
     Raises:
         AssayError: there is no such network, or it does not take such examples.
     """
     if model is None:
         return _baseline(_read(on, target, text).data, seed, device, report)
-    if _is_run(model):
-        return _saved(model, on, target, text)
+    if Path(model).is_dir() or model in set(runs()):
+        return _of_run(load_run(model, trusted), f"saved run {Path(model).name}", on)
+    if Path(model).suffix == ".pt2":
+        return _of_program(Path(model), on, target, text, raw)
     material = _read(on, target, text)
     scheme, _, name = model.partition(":")
-    if Path(model).suffix == ".pt2":
-        program = _program(Path(model), material)
-        return _checked(program, material, Path(model).name, layered=False, raw=raw)
     if scheme == "timm":
         return _checked(_timm(name, material), material, model, raw=raw)
     if scheme == "transformers":
@@ -152,18 +157,31 @@ def open_subject(
 def _read(on: str | Path | Dataset, target: str | None, text: str | None) -> _Material:
     if isinstance(on, Dataset):
         data, preparation = prepared(on)
-    elif not Path(on).exists() and (known := _known(str(on))) is not None:
-        data, preparation = prepared(known)
-        data = replace(data, source=f"{data.name}: {len(data.train)} training and {len(data.test)} test examples")
+    elif _is_known(on):
+        data, preparation = prepared(known(str(on)))
     else:
         data, preparation = understand(on, target, text)
     return _Material(data, preparation, baselines.kind(data))
 
 
-def _known(name: str) -> Dataset | None:
-    from assay.data import available, load
+def _is_known(on: str | Path) -> bool:
+    from assay.data import available
 
-    return load(name) if name in {row.name for row in available()} else None
+    return not Path(on).exists() and str(on) in {row.name for row in available()}
+
+
+def known(name: str) -> Dataset:
+    """A data set of the catalogue, with a source that says how large it is.
+
+    Raises:
+        AssayError: there is no such file, and no such data set.
+    """
+    from assay.data import load
+
+    if not _is_known(name):
+        raise AssayError(f"There is no file {name}, and no data set of that name: check the path, or see `assay data`.")
+    data = load(name)
+    return replace(data, source=f"{name}: {data.task}; train {len(data.train)}, valid {len(data.valid)}, test {len(data.test)}")
 
 
 def _as_in_the_file(material: _Material) -> _Material:
@@ -245,42 +263,17 @@ def _as_texts(subject: Subject, ids: Tensor, found: Sequence[Sequence[str]]) -> 
 # ---------------------------------------------------------------------------------------------------- saved runs
 
 
-def _is_run(model: str) -> bool:
-    """A folder, or the name of a run of this user."""
-    from assay.own.saved import runs
-
-    return Path(model).is_dir() or model in set(runs())
-
-
-def _saved(model: str, on: str | Path | Dataset, target: str | None, text: str | None) -> Subject:
+def _of_run(run: SavedRun, what: str, on: str | Path | Dataset, layered: bool = True) -> Subject:
     """A run brings its own preparation: whatever is read goes to the network as its training data did."""
-    from assay.own.fresh import stream, together
-    from assay.own.saved import load_run
-
-    run = load_run(model)
     notes: list[str] = []
-    answers: Any = None
-    if isinstance(on, Dataset) or (not Path(on).exists() and _known(str(on)) is not None):
-        data = on if isinstance(on, Dataset) else _known(str(on))
-        assert data is not None
-        raw, ids, source = data.test.inputs, tuple(f"test {n}" for n in range(len(data.test))), data.name
-        found = run.preparation(_framed(raw, run.preparation))
-        labels = data.test.labels if data.classes == run.classes else None
-        texts = raw if isinstance(raw, tuple) else ()
-    else:
-        pieces = list(stream(on, run.preparation, notes))
-        found = together([run.preparation(piece.inputs) for piece in pieces])
-        ids, source = tuple(one for piece in pieces for one in piece.ids), str(on)
-        texts = tuple(one for piece in pieces for one in piece.inputs) if run.preparation.kind == "text" else ()
-        if all(piece.target is not None for piece in pieces):
-            answers = [run.labels(piece.target) for piece in pieces if piece.target is not None]
-        labels = None if answers is None else _labels(torch.cat([torch.from_numpy(part) for part in answers]), run.task)
+    raw, labels, ids, source = _shown(run, on, notes)
+    found = run.preparation(raw)
     step = next((step for step in run.preparation.steps if isinstance(step, Columns)), None)
     if labels is None:
         notes.append("the data have no right answers that the network knows")
     subject = Subject(
-        what=f"saved run {Path(model).name}",
-        source=f"{source}: {len(ids)} examples",
+        what=what,
+        source=source,
         model=run.model,
         kind=run.preparation.kind,
         inputs=found,
@@ -290,12 +283,31 @@ def _saved(model: str, on: str | Path | Dataset, target: str | None, text: str |
         background_labels=labels,
         classes=run.classes,
         features=step.features if step else (),
+        layered=layered,
         notes=tuple(notes),
     )
-    if run.preparation.kind != "text":
-        return subject
-    assert any(isinstance(step, Tokens) for step in run.preparation.steps)
-    return _as_texts(subject, found, [words(one) for one in texts])
+    return _as_texts(subject, found, [words(one) for one in raw]) if subject.kind == "text" else subject
+
+
+def _shown(run: SavedRun, on: str | Path | Dataset, notes: list[str]) -> tuple[Any, Tensor | None, tuple[str, ...], str]:
+    """Examples before they are prepared, what is right, where each stands, and a line about them."""
+    if isinstance(on, Dataset) or _is_known(on):
+        data = on if isinstance(on, Dataset) else known(str(on))
+        ids = tuple(f"test {number}" for number in range(len(data.test)))
+        labels = data.test.labels if data.classes == run.classes else None
+        return _framed(data.test.inputs, run.preparation), labels, ids, data.source or data.name
+    pieces = list(stream(on, run.preparation, notes))
+    raw = _joined([piece.inputs for piece in pieces])
+    ids = tuple(one for piece in pieces for one in piece.ids)
+    targets = [piece.target for piece in pieces if piece.target is not None]
+    labels = None
+    if len(targets) == len(pieces):
+        labels = _labels(torch.from_numpy(np.concatenate([run.labels(target) for target in targets])), run.task)
+    return raw, labels, ids, f"{on}: {len(ids)} examples"
+
+
+def _joined(pieces: Sequence[Any]) -> Any:
+    return pd.concat(list(pieces)) if isinstance(pieces[0], pd.DataFrame) else together(pieces)
 
 
 def _labels(found: Tensor, task: str) -> Tensor | None:
@@ -305,11 +317,9 @@ def _labels(found: Tensor, task: str) -> Tensor | None:
 
 
 def _framed(inputs: Any, preparation: Preparation) -> Any:
-    """Inputs of a named data set as its preparation takes them: a table has columns with names."""
+    """Inputs of a named data set as a preparation takes them: a table has columns with names."""
     if preparation.kind != "table":
         return inputs
-    import pandas as pd
-
     return pd.DataFrame(inputs.double().numpy(), columns=list(preparation.form["columns"]))
 
 
@@ -454,16 +464,24 @@ class _Program(nn.Module):
         return torch.cat([self.call(part) for part in padded.split(self.batch)])[: len(inputs)]
 
 
-#: Sizes that depend on others are written as formulas; a formula is numbers, names, signs and calls, and no more.
-_FORMULA = re.compile(r"[\w\s()+\-*/%,.<>=!&|~]*")
+#: Sizes that depend on others are written as formulas, which are evaluated: numbers, names, signs, and calls of these alone.
+_FORMULA = re.compile(r"(?:[\w\s()+\-*/%,<>=!&|~]|(?<=\d)\.(?=\d)|'\w+')*")
+_CALLED = re.compile(r"([A-Za-z_]\w*)\s*\(")
+_CALLS = re.compile(
+    r"Symbol|Integer|Rational|Float|Add|Mul|Pow|Max|Min|Mod|Abs|floor|ceiling|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not|"
+    r"Piecewise|FloorDiv|CleanDiv|CeilDiv|ModularIndexing|PythonMod|PowByNatural|FloatPow|IntTrueDiv|"
+    r"FloatTrueDiv|TruncToInt|CeilToInt|FloorToInt|RoundToInt|ToFloat|Where|Identity|LShift|RShift|"
+    r"IsNonOverlappingAndDenseIndicator"
+)
 
 
-def _program(path: Path, material: _Material) -> nn.Module:
+def _of_program(path: Path, on: str | Path | Dataset, target: str | None, text: str | None, raw: bool) -> Subject:
     if not path.is_file():
         raise AssayError(f"There is no program {path}: save one with torch.export.save, or check the path.")
     _require_harmless(path)
+    extra = {"run.json": ""}
     try:
-        exported = torch.export.load(path)
+        exported = torch.export.load(path, extra_files=extra)
         call = exported.module()
         wanted = set(exported.graph_signature.user_inputs)
         shapes = [node.meta["val"] for node in exported.graph.nodes if node.op == "placeholder" and node.name in wanted]
@@ -472,16 +490,33 @@ def _program(path: Path, material: _Material) -> nn.Module:
         raise AssayError(f"{path} cannot be loaded as a program of torch.export ({why.rstrip('.')}): export it anew.") from error
     if len(shapes) != 1:
         raise AssayError(f"{path} takes {len(shapes)} inputs, and a probe gives it one: export a program of one tensor.")
+    if not shapes[0].dtype.is_floating_point:
+        raise AssayError(f"{path} takes word ids, through which no gradient goes: give the saved run that it was made from.")
     fixed = [size if isinstance(size, int) else None for size in shapes[0].shape]
     wants = "(" + ", ".join("B" if size is None or place == 0 else str(size) for place, size in enumerate(fixed)) + ")"
-    model: nn.Module = _Program(call, fixed[0] if fixed else None, wants)
+    model: nn.Module = _Program(call, fixed[0], wants)
+    if extra["run.json"]:  # what assay exported knows how its examples are prepared
+        facts = json.loads(extra["run.json"])
+        preparation = Preparation.from_dict(facts["preparation"])
+        run = SavedRun(path, model, facts["task"], tuple(facts["classes"]), preparation, facts)
+        return _of_run(run, path.name, on, layered=False)
+    material = _read(on, target, text)
     shape = material.data.input_shape
-    resizable = material.kind == "images" and len(fixed) == 4 and shape[0] in (1, fixed[1])
-    if resizable and fixed[2] and fixed[3] and fixed[1] and tuple(fixed[1:]) != shape:
-        fitted = _Fitted(model, fixed[1], (fixed[2], fixed[3]))
-        fitted.notes = (f"images of {shape[1]}x{shape[2]} are brought to {fixed[2]}x{fixed[3]}, which the program takes",)
-        model = fitted
-    return model
+    if (
+        material.kind == "images"
+        and len(fixed) == 4
+        and all(fixed[1:])
+        and shape[0] in (1, fixed[1])
+        and tuple(fixed[1:]) != shape
+    ):
+        _, channels, height, width = (size or 1 for size in fixed)
+        model = fitted = _Fitted(model, channels, (height, width))
+        fitted.notes = (f"images of {_by(shape)} are brought to {_by(fixed)}, which the program takes",)
+    return _checked(model, material, path.name, raw=raw, layered=False)
+
+
+def _by(shape: Sequence[int | None]) -> str:
+    return f"{shape[-2]}x{shape[-1]}"
 
 
 def _require_harmless(path: Path) -> None:
@@ -500,8 +535,7 @@ def _require_harmless(path: Path) -> None:
                     with archive.open(name) as stored:
                         torch.load(stored, weights_only=True)
                 elif name.endswith(".json") and "/models/" in name:
-                    formulas = _formulas(json.loads(archive.read(name)))
-                    bad = bad or next((text for text in formulas if "__" in text or not _FORMULA.fullmatch(text)), None)
+                    bad = bad or next(filter(_runs_code, _formulas(json.loads(archive.read(name)))), None)
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         raise AssayError(f"{path} is no program of torch.export, or broken ({error}): save it anew.") from error
     except (AttributeError, RuntimeError, TypeError) as error:
@@ -512,6 +546,10 @@ def _require_harmless(path: Path) -> None:
         raise AssayError(f"{path} holds example inputs that only pickle can read: export it with tensors as inputs.") from error
     if bad is not None:
         raise AssayError(f"{path} has a part that would run code on being read ({bad}): export the plain network instead.")
+
+
+def _runs_code(formula: str) -> bool:
+    return "__" in formula or not _FORMULA.fullmatch(formula) or not all(map(_CALLS.fullmatch, _CALLED.findall(formula)))
 
 
 def _formulas(plain: Any) -> Iterator[str]:
@@ -585,7 +623,11 @@ def _offline() -> Iterator[None]:
 def _require(package: str) -> Any:
     if find_spec(package) is None:
         raise AssayError(f"{package} is not installed: `pip install {package}`, or give another network.")
-    return importlib.import_module(package)
+    try:
+        return importlib.import_module(package)
+    except Exception as error:  # a package built for another torch fails in its own ways
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AssayError(f"{package} is installed, but cannot be imported ({why.rstrip('.')}): install it anew.") from error
 
 
 def _timm(name: str, material: _Material) -> nn.Module:

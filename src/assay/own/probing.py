@@ -12,7 +12,7 @@ import difflib
 import inspect
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -204,6 +204,7 @@ def probe(
     raw: bool = False,
     device: str = "cpu",
     settings: Sequence[str] = (),
+    trusted: Collection[str] = (),
     report: Report | None = None,
 ) -> Looked:
     """Put a probe on a network and examples.
@@ -221,6 +222,7 @@ def probe(
         raw: hand columns and series to the network as they stand in the file.
         device: where the baseline is trained.
         settings: options of the probe, as ``"steps=100"``.
+        trusted: modules whose functions may be called to make the network of a saved run again.
         report: is told how far a training is.
 
     Raises:
@@ -230,7 +232,7 @@ def probe(
         raise AssayError(f"{examples} examples were asked for: give at least 1.")
     paper, function = find(name)
     options = parse(function, settings)
-    subject = open_subject(model, on, target, text, raw, seed, device, report)
+    subject = open_subject(model, on, target, text, raw, seed, device, trusted, report)
     return look(paper, function, subject, options, examples, seed, explain)
 
 
@@ -251,6 +253,7 @@ def look(
     count = len(subject.ids)
     places = sorted(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:examples].tolist())
     with untouched(subject.model):
+        subject.model.eval()
         _require_apart(subject, places)
         outputs = subject.outputs(places)
         aim = _aim(subject, outputs, places, explain)

@@ -30,10 +30,10 @@ from assay.data.dataset import stratified
 from assay.errors import AssayError
 from assay.lab import evidence
 from assay.nn.text import words
-from assay.own import baselines, findings, offers, probing, trying
+from assay.own import baselines, findings, methods, offers, probing
 from assay.own.findings import Finding
 from assay.own.material import Material, lay_out, marks, prepare
-from assay.own.opening import subject_of
+from assay.own.opening import known, subject_of
 from assay.own.preparing import prepared
 from assay.own.reading import gather
 from assay.recipe import Recipe
@@ -46,8 +46,9 @@ _MOST_COLUMNS = 200
 _FOLDS = 5
 #: Cosines above which two images or series are nearly the same (measured: of 3,000 MNIST digits, none are).
 _ALIKE = {"images": 0.995, "series": 0.9995}
-#: Steps by which the time of a training is measured.
+#: Steps by which the time of a training is measured, and of the baseline before a probe is tried on it.
 _STEPS = 6
+#: Trainings of every arm, as `assay try` has them by default.
 _SEEDS = 5
 
 _ORDER = {"act": 0, "look": 1, "fine": 2}
@@ -190,8 +191,7 @@ def suggest(
 
 def _ground(on: str | Path | Dataset, target: str | None, text: str | None, group: str | None, time: str | None) -> Ground:
     if isinstance(on, Dataset) or not Path(on).exists():
-        known = on if isinstance(on, Dataset) else trying._data(on, target, text, group, time)
-        return _known(known)
+        return _known(on if isinstance(on, Dataset) else known(str(on)))
     layout = lay_out(gather(Path(on), target, text, group, time), 0)
     data, _ = prepare(layout)
     material, places = layout.material, layout.places
@@ -408,12 +408,12 @@ def _learners(kind: str, classifies: bool, seed: int) -> dict[str, Any]:
     if not classifies:
         plain = {"ridge regression": make_pipeline(scaled, Ridge()) if kind != "text" else Ridge()}
         if kind == "table":
-            return plain | {"a random forest": RandomForestRegressor(100, min_samples_leaf=3, random_state=seed)}
+            return plain | {"a random forest": RandomForestRegressor(60, min_samples_leaf=3, random_state=seed)}
         return plain if kind == "text" else plain | {"nearest neighbours": KNeighborsRegressor(9, weights="distance")}
     logistic = LogisticRegression(C=1.0 if kind == "text" else 0.1, max_iter=300)
     plain = {"logistic regression": logistic if kind == "text" else make_pipeline(scaled, logistic)}
     if kind == "table":
-        return plain | {"a random forest": RandomForestClassifier(100, min_samples_leaf=3, random_state=seed)}
+        return plain | {"a random forest": RandomForestClassifier(60, min_samples_leaf=3, random_state=seed)}
     return plain if kind == "text" else plain | {"nearest neighbours": KNeighborsClassifier(15, weights="distance")}
 
 
@@ -481,8 +481,8 @@ def _match(advice: Advice, ground: Ground, arguments: str, report: Report | None
     if report is not None:
         report(4, 5, "methods")
     plain = baselines.baseline(ground.data)
-    treatments, probes = set(trying.there()), {offer.key for offer in offers.offers()}
-    base = _time(plain)
+    treatments, probes = set(methods.there()), {offer.key for offer in offers.offers()}
+    base = _seconds(plain)
     few = _few(plain)
     done: set[str] = set()
     for finding, paper in wanted:
@@ -491,14 +491,15 @@ def _match(advice: Advice, ground: Ground, arguments: str, report: Report | None
         done.add(paper.key)
         try:
             if paper.key in treatments:
-                kind, seconds = "treatment", _SEEDS * (base + _time(_treated(plain, paper.key)))
+                treated = methods.treated(plain, [methods.find(paper.key)])
+                kind, seconds = "treatment", _SEEDS * (base + _seconds(treated))
                 command = f"assay try {paper.key} {arguments}"
             elif paper.key in probes:
                 kind, seconds = "probe", base + _probed(few, ground.data, paper.key)
                 command = f"assay probe {paper.key} {arguments}"
             else:
                 continue
-        except (AssayError, trying._DoesNotFit) as error:
+        except (AssayError, methods.DoesNotFit) as error:
             advice.unfit[paper.key] = str(error).rstrip(".")
             continue
         reason = f"{catalogue.NEEDS[finding.name]}; {paper.summary.rstrip('.')}"
@@ -512,18 +513,14 @@ def _helping(need: str) -> list[catalogue.Paper]:
     return [paper for paper in catalogue.papers().values() if need in paper.helps]
 
 
-def _treated(plain: Recipe, key: str) -> Recipe:
-    return trying._treated(plain, [trying.find(key)])
-
-
 def _few(plain: Recipe) -> Trained:
     """The baseline after a few steps: enough to see whether a probe works on it."""
     count = min(len(plain.data.train), _STEPS * plain.batch_size)
     return fit(plain.replace(data=plain.data.subset(train=count, seed=0), epochs=1, watch=()), seed=0)
 
 
-def _time(recipe: Recipe) -> float:
-    """Seconds of a whole training, from a few steps of it."""
+def _seconds(recipe: Recipe) -> float:
+    """What a whole training will take on a core of its own, from some steps of it."""
     count = min(len(recipe.data.train), max(_STEPS * recipe.batch_size, 2 * recipe.data.num_classes))
     few = recipe.replace(data=recipe.data.subset(train=count, seed=0), epochs=1, watch=())
     fit(few, seed=0)  # the first steps are slow: memory is found, kernels are chosen
