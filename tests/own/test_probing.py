@@ -24,6 +24,7 @@ from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.nn import lenet, mlp
 from assay.own import baselines, opening, probing
+from assay.own.named import Named
 from assay.own.offers import find, offers
 from assay.own.opening import open_subject, subject_of
 from assay.own.page import write_page
@@ -194,7 +195,7 @@ def test_an_exported_program_is_the_network(images: Dataset, tmp_path: Path) -> 
 
 
 def _subject(model: nn.Module, data: Dataset) -> opening.Subject:
-    return opening._checked(model, opening._read(data, None, None), "a network", raw=False)
+    return opening._checked(model, opening._read(data, Named()), "a network", raw=False)
 
 
 def test_images_are_brought_to_the_size_of_a_program(images: Dataset, tmp_path: Path) -> None:
@@ -306,8 +307,8 @@ def test_columns_are_handed_over_scaled_or_as_they_are(tmp_path: Path, monkeypat
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(rng.normal(50, 20, size=(60, 3)), columns=list("abc"))
     frame.assign(label=np.where(frame.a > 50, "up", "down")).to_csv("own.csv", index=False)
-    scaled = open_subject("linear:make", on="own.csv", target="label")
-    plain = open_subject("linear:make", on="own.csv", target="label", raw=True)
+    scaled = open_subject("linear:make", on="own.csv", named=Named("label"))
+    plain = open_subject("linear:make", on="own.csv", named=Named("label"), raw=True)
     assert isinstance(scaled.inputs, Tensor)
     assert isinstance(plain.inputs, Tensor)
     assert float(scaled.background.mean()) == pytest.approx(0, abs=1e-5)

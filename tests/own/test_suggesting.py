@@ -20,6 +20,7 @@ from assay import catalogue, cli
 from assay.data import Dataset, load
 from assay.errors import AssayError
 from assay.own import suggesting
+from assay.own.named import Named
 from assay.own.suggesting import Advice, suggest
 
 
@@ -123,7 +124,7 @@ def test_images_are_named_by_their_files(tmp_path: Path) -> None:
         place = tmp_path / "digits" / str(label) / f"{number:03d}.png"
         place.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place)
-    ground = suggesting._ground(tmp_path / "digits", None, None, None, None)
+    ground = suggesting._ground(tmp_path / "digits", Named())
     found = {finding.name: finding for finding in suggesting.examine(ground)}
     named = [int(Path(ground.ids[row]).stem) for row in found["label-noise"].rows]
     assert found["label-noise"].severity == "act"
@@ -136,7 +137,7 @@ def test_texts_and_numbers(tmp_path: Path) -> None:
     texts = [" ".join([*rng.choice(words, 9), "good" if number % 2 else "bad"]) for number in range(160)]
     texts[20:30] = [text + " again" for text in texts[40:50]]
     frame = pd.DataFrame({"text": texts, "label": np.arange(160) % 2})
-    found = {one.name: one for one in suggesting.examine(suggesting._ground(_write(frame, tmp_path), None, None, None, None))}
+    found = {one.name: one for one in suggesting.examine(suggesting._ground(_write(frame, tmp_path), Named()))}
     assert found["no-signal"].value > 0.95
     assert "are nearly the same" in found["duplicates"].words
     numbers = _frame(150).drop(columns="label")

@@ -15,33 +15,43 @@ if TYPE_CHECKING:
     from assay.own.baselines import baseline
     from assay.own.learner import Learner, LearnerRegressor
     from assay.own.predicting import export_model, predict
+    from assay.own.probing import Looked, probe
     from assay.own.reading import read
     from assay.own.saved import SavedRun, load_run
+    from assay.own.suggesting import Advice, suggest
     from assay.own.trying import Trial, try_
 
 __all__ = [
+    "Advice",
     "Learner",
     "LearnerRegressor",
+    "Looked",
     "SavedRun",
     "Trial",
     "baseline",
     "export_model",
     "load_run",
     "predict",
+    "probe",
     "read",
+    "suggest",
     "try_",
 ]
 
 _WHERE = {
+    "Advice": "suggesting",
     "Learner": "learner",
     "LearnerRegressor": "learner",
+    "Looked": "probing",
     "SavedRun": "saved",
     "Trial": "trying",
     "baseline": "baselines",
     "export_model": "predicting",
     "load_run": "saved",
     "predict": "predicting",
+    "probe": "probing",
     "read": "reading",
+    "suggest": "suggesting",
     "try_": "trying",
 }
 

@@ -29,7 +29,7 @@ class Files:
     Args:
         root: the folder that all of them lie in.
         paths: where they are; or what is in them, where that is known already.
-        target: (N,) the name of each one's class, or whatever a table says of it.
+        target: (N,) the name of each one's class, or whatever a table says of it; the index says where each stands.
         parts: ``"train"``, ``"valid"`` or ``"test"`` for each, where they lie in such folders.
         notes: what was left out.
     """
@@ -114,7 +114,8 @@ def in_class_folders(folder: Path, suffixes: Collection[str], what: str) -> File
     loose = sum(path.suffix.lower() in suffixes and not path.name.startswith(".") for path in folder.iterdir() if path.is_file())
     if loose:
         notes.append(f"{loose} {what} outside of the class folders left out")
-    return Files(folder, paths, pd.Series(classes, dtype=object), splits, notes)
+    target = pd.Series(classes, dtype=object, index=[short(path, folder) for path in paths])
+    return Files(folder, paths, target, splits, notes)
 
 
 def part_of(name: str) -> str | None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 On = Annotated[str, typer.Option(help="Your data: image folder, .csv, .tsv, .parquet, .npz, .ts; or a known data set.")]
 Target = Annotated[str | None, typer.Option(help="Column to predict.")]
 Text = Annotated[str | None, typer.Option(help="Column that holds texts.")]
+Time = Annotated[str | None, typer.Option(help="Column to split by: the latest rows are the test; with --series, its order.")]
+Series = Annotated[str | None, typer.Option(help="Column that says of which series a row is a step, --time its order.")]
 
 #: Columns, words and examples that a terminal shows; the page and the JSON have all.
 _SHOWN = 10
@@ -32,7 +34,8 @@ def suggest_methods(
     target: Target = None,
     text: Text = None,
     group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one split.")] = None,
-    time: Annotated[str | None, typer.Option(help="Column to split by: the latest rows are the test.")] = None,
+    time: Time = None,
+    series: Series = None,
     seed: Annotated[int, typer.Option(help="Of samples and folds.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +50,9 @@ def suggest_methods(
     from assay.own.suggesting import suggest
 
     with Console(stderr=True, quiet=as_json).status("reading") as status:
-        advice = suggest(on, target, text, group, time, seed, lambda done, total, note: status.update(f"looking at {note}"))
+        advice = suggest(
+            on, target, text, group, time, series, seed, lambda done, total, note: status.update(f"looking at {note}")
+        )
     if as_json:
         print(json.dumps(advice.as_dict(), indent=2, ensure_ascii=False, allow_nan=False))
     else:
@@ -68,6 +73,8 @@ def probe_model(
     ] = None,
     target: Target = None,
     text: Text = None,
+    time: Time = None,
+    series: Series = None,
     examples: Annotated[int, typer.Option(help="How many examples are drawn and looked at.")] = 16,
     of: Annotated[str, typer.Option("--class", help="Look at what was `said`, what is `right`, or this class.")] = "said",
     settings: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, an option of the probe; repeatable.")] = None,
@@ -96,14 +103,14 @@ def probe_model(
     from rich.markup import escape
 
     from assay.own import probing
+    from assay.own.named import Named
 
     with Console(stderr=True, quiet=as_json).status("opening the network") as status:
         looked = probing.probe(
             probe,
             on,
             model,
-            target,
-            text,
+            Named(target, text, None, time, series),
             examples,
             seed,
             of,

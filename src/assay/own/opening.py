@@ -33,6 +33,7 @@ from assay.lab import memory
 from assay.nn.text import words
 from assay.own import baselines
 from assay.own.fresh import stream, together
+from assay.own.named import Named
 from assay.own.preparing import Columns, Line, Preparation, prepared
 from assay.own.reading import understand
 from assay.own.saved import SavedRun, load_run, runs
@@ -109,8 +110,7 @@ class _Material:
 def open_subject(
     model: str | None,
     on: str | Path | Dataset,
-    target: str | None = None,
-    text: str | None = None,
+    named: Named = Named(),  # noqa: B008 (it cannot be changed)
     raw: bool = False,
     seed: int = 0,
     device: str = "cpu",
@@ -123,8 +123,7 @@ def open_subject(
         model: the folder of a saved run, a program of ``torch.export`` (.pt2), ``module:function`` (called without arguments,
             returns an ``nn.Module``), ``timm:NAME``, ``transformers:NAME``; ``None`` trains the baseline on the data first.
         on: a path that :func:`assay.own.read` understands, the name of a known data set, or a data set.
-        target: column that holds the right answers.
-        text: column that holds the texts.
+        named: columns of the data that have a meaning.
         raw: hand columns and series to a network of somebody's own as they stand in the file, not scaled.
         seed: of the baseline's training.
         device: where the baseline is trained.
@@ -135,12 +134,12 @@ def open_subject(
         AssayError: there is no such network, or it does not take such examples.
     """
     if model is None:
-        return _baseline(_read(on, target, text).data, seed, device, report)
+        return _baseline(_read(on, named).data, seed, device, report)
     if Path(model).is_dir() or model in set(runs()):
         return _of_run(load_run(model, trusted), f"saved run {Path(model).name}", on)
     if Path(model).suffix == ".pt2":
-        return _of_program(Path(model), on, target, text, raw)
-    material = _read(on, target, text)
+        return _of_program(Path(model), on, named, raw)
+    material = _read(on, named)
     scheme, _, name = model.partition(":")
     if scheme == "timm":
         return _checked(_timm(name, material), material, model, raw=raw)
@@ -154,13 +153,13 @@ def open_subject(
 # ---------------------------------------------------------------------------------------------------- data
 
 
-def _read(on: str | Path | Dataset, target: str | None, text: str | None) -> _Material:
+def _read(on: str | Path | Dataset, named: Named) -> _Material:
     if isinstance(on, Dataset):
         data, preparation = prepared(on)
     elif _is_known(on):
         data, preparation = prepared(known(str(on)))
     else:
-        data, preparation = understand(on, target, text)
+        data, preparation = understand(on, *vars(named).values())
     return _Material(data, preparation, baselines.kind(data))
 
 
@@ -475,7 +474,7 @@ _CALLS = re.compile(
 )
 
 
-def _of_program(path: Path, on: str | Path | Dataset, target: str | None, text: str | None, raw: bool) -> Subject:
+def _of_program(path: Path, on: str | Path | Dataset, named: Named, raw: bool) -> Subject:
     if not path.is_file():
         raise AssayError(f"There is no program {path}: save one with torch.export.save, or check the path.")
     _require_harmless(path)
@@ -500,7 +499,7 @@ def _of_program(path: Path, on: str | Path | Dataset, target: str | None, text: 
         preparation = Preparation.from_dict(facts["preparation"])
         run = SavedRun(path, model, facts["task"], tuple(facts["classes"]), preparation, facts)
         return _of_run(run, path.name, on, layered=False)
-    material = _read(on, target, text)
+    material = _read(on, named)
     shape = material.data.input_shape
     if (
         material.kind == "images"

@@ -131,7 +131,7 @@ def heat(attributions: Tensor, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     whole = attributions.detach().double().sum(dim=0).numpy()
     most = float(np.quantile(np.abs(whole), 0.99)) or float(np.abs(whole).max()) or 1.0
     strength = np.clip(whole / most, -1, 1)[..., None]
-    grey = 255 - (255 - image.mean(axis=2, keepdims=True)) * 0.3  # pale, so that the colours stand out
+    grey = 255 - (255 - image.mean(axis=2, keepdims=True)) * 0.18  # pale, so that the colours stand out
     red, blue = np.array([200.0, 30.0, 30.0]), np.array([30.0, 70.0, 200.0])
     ink = np.where(strength > 0, red, blue)
     mixed = grey * (1 - np.abs(strength)) + ink * np.abs(strength)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from assay import catalogue, clock
 from assay.data import Dataset
 from assay.errors import AssayError
+from assay.own.named import Named
 from assay.own.offers import find
 from assay.own.opening import FromVectors, Subject, open_subject
 from assay.train.loop import Report
@@ -196,8 +197,7 @@ def probe(
     name: str,
     on: str | Path | Dataset,
     model: str | None = None,
-    target: str | None = None,
-    text: str | None = None,
+    named: Named = Named(),  # noqa: B008 (it cannot be changed)
     examples: int = 16,
     seed: int = 0,
     explain: str = "said",
@@ -211,10 +211,9 @@ def probe(
 
     Args:
         name: key of a paper with a probe, or ``"key:function"``.
-        on: the data; see :func:`assay.own.opening.open_subject`, also for the next three and ``raw``.
+        on: the data; see :func:`assay.own.opening.open_subject`, also for the next two and ``raw``.
         model: the network; ``None`` trains the baseline on the data.
-        target: column that holds the right answers.
-        text: column that holds the texts.
+        named: columns of the data that have a meaning: what is right, the texts, the steps of a series.
         examples: how many are drawn and looked at.
         seed: of the draw, of the baseline's training and of what is random in the probe.
         explain: which output is looked at: ``"said"`` (the class that the network says), ``"right"`` (the label) or the
@@ -232,7 +231,7 @@ def probe(
         raise AssayError(f"{examples} examples were asked for: give at least 1.")
     paper, function = find(name)
     options = parse(function, settings)
-    subject = open_subject(model, on, target, text, raw, seed, device, trusted, report)
+    subject = open_subject(model, on, named, raw, seed, device, trusted, report)
     return look(paper, function, subject, options, examples, seed, explain)
 
 

@@ -33,6 +33,7 @@ from assay.nn.text import words
 from assay.own import baselines, findings, methods, offers, probing
 from assay.own.findings import Finding
 from assay.own.material import Material, lay_out, marks, prepare
+from assay.own.named import Named
 from assay.own.opening import known, subject_of
 from assay.own.preparing import prepared
 from assay.own.reading import gather
@@ -153,6 +154,7 @@ def suggest(
     text: str | None = None,
     group: str | None = None,
     time: str | None = None,
+    series: str | None = None,
     seed: int = 0,
     report: Report | None = None,
 ) -> Advice:
@@ -163,14 +165,16 @@ def suggest(
         target: column to predict.
         text: column that holds the texts.
         group: column whose equal values stay in one split.
-        time: column by which to split.
+        time: column by which to split; with ``series``, the order of its steps.
+        series: column that says of which series a row is a step.
         seed: of samples and folds.
         report: is told how far it is.
 
     Raises:
         AssayError: the data cannot be read.
     """
-    ground = _ground(on, target, text, group, time)
+    named = Named(target, text, group, time, series)
+    ground = _ground(on, named)
     advice = Advice(ground.data.source or ground.data.name)
     if len(ground.data.train) > MOST:
         advice.notes.append(f"{MOST} of the {len(ground.data.train)} training examples were looked at closely")
@@ -179,9 +183,8 @@ def suggest(
     for finding in advice.findings:
         if finding.rows:
             advice.ids[finding.name] = [ground.ids[row] for row in finding.rows]
-    options = {"target": target, "text": text, "group": group, "time": time}
     name = on.name if isinstance(on, Dataset) else str(on)
-    arguments = ["--on", name, *(word for key, value in options.items() if value for word in (f"--{key}", value))]
+    arguments = ["--on", name, *(word for key, value in named.given().items() for word in (f"--{key}", value))]
     _match(advice, ground, shlex.join(arguments), report)
     return advice
 
@@ -189,10 +192,10 @@ def suggest(
 # ---------------------------------------------------------------------------------------------------- the data
 
 
-def _ground(on: str | Path | Dataset, target: str | None, text: str | None, group: str | None, time: str | None) -> Ground:
+def _ground(on: str | Path | Dataset, named: Named) -> Ground:
     if isinstance(on, Dataset) or not Path(on).exists():
         return _known(on if isinstance(on, Dataset) else known(str(on)))
-    layout = lay_out(gather(Path(on), target, text, group, time), 0)
+    layout = lay_out(gather(Path(on), named), 0)
     data, _ = prepare(layout)
     material, places = layout.material, layout.places
     every = marks(material.inputs)
@@ -211,9 +214,9 @@ def _ground(on: str | Path | Dataset, target: str | None, text: str | None, grou
 
 def _place(material: Material, row: int) -> str:
     label = material.target.index[row]
-    return (
-        label if isinstance(label, str) else f"row {label}" if isinstance(material.inputs, pd.DataFrame) else f"example {label}"
-    )
+    if isinstance(label, str):
+        return label
+    return f"{'example' if material.target.name is None else 'row'} {label}"  # what has a name was a column of a table
 
 
 def _known(data: Dataset) -> Ground:
