@@ -246,6 +246,44 @@ def record(
         print(f"recorded {path}")
 
 
+@app.command()
+def export(
+    out: Annotated[Path | None, typer.Argument(help="A .csv or .parquet file.")] = None,
+    what: Annotated[list[str] | None, typer.Option(help="`KEY`, `KEY:CLAIM` or a topic; may be repeated.")] = None,
+    long: Annotated[
+        bool, typer.Option("--long", help="A row for each number, curves among them, instead of one for each unit and arm.")
+    ] = False,
+    history: Annotated[
+        bool, typer.Option("--history", help="Also what failed, and what was measured with other code than that of now.")
+    ] = False,
+    to: Annotated[str | None, typer.Option(help="`mlflow`: runs of a tracking server instead of a file.")] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="Of the MLflow server; without it MLFLOW_TRACKING_URI.")] = None,
+) -> None:
+    """Write what the ledger has as a table, or into an MLflow tracking server.
+
+    A row holds the values of one arm for one seed, its price, machine, versions, code and date, and the verdict of its claim:
+    `assay export results.csv --what elr`. Exporting to MLflow twice adds nothing: `assay export --to mlflow`.
+    """
+    from assay.lab import export as exporting
+
+    if (out is None) == (to is None) or to not in (None, "mlflow"):
+        raise AssayError("Say where to: `assay export results.csv`, `results.parquet`, or `assay export --to mlflow`.")
+    found = exporting.units(what or [], history)
+    if not found:
+        raise AssayError("The ledger has nothing of that for the present code: `assay run` it first, or ask for --history.")
+    if out is not None:
+        frame = exporting.long_table(found) if long else exporting.table(found)
+        exporting.write(frame, out)
+        print(f"wrote {len(frame)} rows of {len(found)} units to {out}")
+        return
+    from assay.lab import tracking
+    from assay.show import console
+
+    with console().status("exporting") as status:
+        added, there = tracking.send(found, tracking_uri, lambda done, of: status.update(f"exporting: {done} of {of}"))
+    print(f"added {added} runs, {there} were there")
+
+
 # ------------------------------------------------------------------------------------------------ housekeeping
 
 data_app = typer.Typer(help="Data sets: which there are, and fetching them.", no_args_is_help=False)

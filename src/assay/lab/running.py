@@ -76,10 +76,7 @@ def results(what: list[str], everything: bool, scale: str, device: str) -> list[
 
 
 def check(what: list[str], everything: bool, scale: str, workers: int = 0, device: str = "cpu", here: bool = True) -> None:
-    """Refuse what no command over claims can do anything with.
-
-    Args:
-        here: whether it is this machine that computes, so that it must have the device.
+    """Refuse what no command over claims can do anything with; a device only matters where it is this machine that computes.
 
     Raises:
         AssayError: nothing was named, or the scale, the workers or the device are impossible.
