@@ -113,6 +113,19 @@ def test_further_series_are_put_on_the_grid_of_the_first(tmp_path: Path) -> None
 
 
 def test_many_series_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ASSAY_MEMORY", "20K")
+    monkeypatch.setattr("assay.own.long.memory_bound", lambda: 20 * 1024)
     data = read(write(tmp_path / "a.csv", steps()), series="sensor", time="when")
     assert "21 of 24 series, drawn at random" in data.source
+
+
+def test_from_a_large_file_whole_series_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.csv", shuffled(steps(200)))
+    monkeypatch.setenv("ASSAY_MEMORY", "64K")
+    monkeypatch.setattr("assay.own.long.memory_bound", lambda: 2**30)
+    data = read(path, series="sensor", time="when")
+    assert "series, drawn at random to stay within" in data.source
+    assert "gaps" not in data.source
+    assert "steps of unequal" not in data.source
+    assert data.input_shape == (2, 12)
+    assert 10 <= len(inputs(data)) < 150
+    assert read(path, series="sensor", time="when").fingerprint == data.fingerprint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from assay.errors import AssayError
+from assay.own.limits import memory_bound
 from assay.own.material import Material
 from assay.own.preparing import Inputs
 from assay.own.tables import as_groups, as_numbers, as_times, cleaned
@@ -102,8 +104,17 @@ def new_inputs(path: Path, form: Mapping[str, Any], notes: list[str]) -> tuple[I
 
 def _stored(path: Path) -> dict[str, NDArray[Any]]:
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(info.file_size for info in archive.infolist())
+        if size > memory_bound() // 4:
+            raise AssayError(
+                f"{path} unpacks to {size / 2**30:.3g} GB, of which {memory_bound() / 2**32:.3g} GB may be read: "
+                "save fewer examples, or give more memory (ASSAY_MEMORY)."
+            )
         with np.load(path, allow_pickle=False) as stored:
             return {name.lower(): stored[name] for name in stored.files}
+    except AssayError:
+        raise
     except Exception as error:  # a spoilt archive fails in a dozen ways, from zlib's to NotImplementedError
         why = "it holds Python objects, which could run code" if "pickle" in str(error) else "it is no .npz file, or broken"
         raise AssayError(f"{path} is not read, since {why}: save plain arrays x and y with numpy.savez.") from error

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from assay.errors import AssayError
+from assay.own.limits import memory_bound
 from assay.own.material import Material
 
 
@@ -25,6 +26,10 @@ def read_ts(path: Path) -> Material:
         sibling = path.with_name(path.name.replace(one, other))
         if one in path.name and sibling.is_file():
             files = [path, sibling]
+    if sum(file.stat().st_size for file in files) > memory_bound() // 8:
+        raise AssayError(
+            f"{path} is larger than {memory_bound() / 2**33:.3g} GB: give a part of it, or more memory (ASSAY_MEMORY)."
+        )
     rows: list[list[NDArray[np.float64]]] = []
     labels: list[str] = []
     parts: list[str] = []

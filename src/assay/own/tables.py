@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import difflib
 import importlib.util
+import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 
 from assay.errors import AssayError
 from assay.own.folders import in_column
+from assay.own.limits import drawn, memory_bound, sampled
 from assay.own.material import Material
 from assay.own.named import Named
-from assay.own.preparing import Inputs
+from assay.own.preparing import MOST_CATEGORIES, Inputs
+from assay.own.sampling import sample_lines
 from assay.own.series import filled
 
 _USUAL_TARGETS = ("target", "label", "class", "y")
@@ -30,7 +33,10 @@ _MISSING = ["", "NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "#N/A", "?"]
 _MOSTLY = 0.8
 _STEP = re.compile(r"(?:t|ts|time|step)?[_ ]?(\d+)", re.IGNORECASE)
 _FEWEST_STEPS = 8
+#: Bytes of memory for a number, for a word, and for each column that its categories get: as read, prepared and split.
+_NUMBER, _WORD, _COLUMN = 24, 80, 12
 _BLOCK = 1 << 20
+_PARQUET = (".parquet", ".pq")
 
 
 def read_table(path: Path, named: Named) -> Material:
@@ -40,9 +46,11 @@ def read_table(path: Path, named: Named) -> Material:
         AssayError: the file cannot be read, or a column is missing (the nearest names are given).
     """
     notes: list[str] = []
-    frame = _parquet(path) if path.suffix.lower() in (".parquet", ".pq") else _csv(path, notes)
+    if named.series is not None and path.stat().st_size > _room():
+        frame = _some_series(path, named.series, notes)
+    else:
+        frame = (_parquet if path.suffix.lower() in _PARQUET else _csv)(path, notes)
     frame.columns = [str(name).strip() for name in frame.columns]
-    frame.index = pd.RangeIndex(1, len(frame) + 1)  # rows as people count them
     return understood(path, frame, named, notes)
 
 
@@ -122,10 +130,24 @@ def _from_columns(path: Path, frame: pd.DataFrame, inputs: pd.DataFrame, named: 
         found, what = filled(path, values[:, None, :]), f"series of {inputs.shape[1]} steps"
         form["columns"] = list(inputs)
     else:
-        found, what = cleaned(inputs, notes), f"rows of {inputs.shape[1]} columns"
+        found, what = _within(cleaned(inputs, notes), notes), f"rows of {inputs.shape[1]} columns"
+        frame = frame.loc[found.index]
         if found.columns.empty:
             raise AssayError(f"No column of {path} tells the rows apart ({'; '.join(notes)}): there is nothing to learn from.")
     return _with_splits(Material(path.name, what, found, frame[named.target], notes=notes, form=form), path, frame, named)
+
+
+def _within(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
+    """As many rows as there is room for when every category has a column of its own."""
+    size = 1
+    for name in frame:
+        numbers = pd.api.types.is_numeric_dtype(frame[name])
+        size += _NUMBER if numbers else _WORD + _COLUMN * min(MOST_CATEGORIES, frame[name].nunique())
+    kept = drawn(len(frame), max(1, memory_bound() // (2 * size)))
+    if len(kept) == len(frame):
+        return frame
+    notes.append(sampled(len(kept), len(frame), "rows"))
+    return frame.iloc[kept]
 
 
 def _from_files(path: Path, frame: pd.DataFrame, inputs: pd.DataFrame, named: Named, notes: list[str]) -> Material | None:
@@ -175,22 +197,116 @@ def need_pyarrow(path: Path) -> None:
         raise AssayError(f"{path} needs pyarrow to be read: `pip install 'assay[arrow]'`, or save it as CSV.")
 
 
-def _parquet(path: Path) -> pd.DataFrame:
+def _parquet(path: Path, notes: list[str]) -> pd.DataFrame:
+    """The rows of a Parquet file, numbered from 1: all, or as many as there is room for."""
+    with _opened_parquet(path) as file:
+        count = file.metadata.num_rows
+        groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+        # Encoded columns may be much smaller than what becomes of them.
+        size = max(sum(group.total_byte_size for group in groups), 8 * count * len(file.schema_arrow.names))
+        kept = drawn(count, max(1, int(count * _room() / max(1, size))))
+        columns = _flat(path, file, notes)
+        if len(kept) == count:
+            return file.read(columns).to_pandas().set_axis(pd.RangeIndex(1, count + 1))
+        notes.append(sampled(len(kept), count, "rows"))
+        pieces, begin = [], 0
+        for batch in file.iter_batches(columns=columns):
+            low, high = np.searchsorted(kept, (begin, begin + len(batch)))
+            if high > low:
+                pieces.append(batch.take(kept[low:high] - begin).to_pandas())
+            begin += len(batch)
+        return pd.concat(pieces).set_axis(pd.Index(kept + 1))
+
+
+def _flat(path: Path, file: Any, notes: list[str]) -> list[str]:
+    """Columns with one value in each row."""
+    import pyarrow as pa
+
+    schema = file.schema_arrow
+    columns = [field.name for field in schema if not (pa.types.is_nested(field.type) or pa.types.is_binary(field.type))]
+    others = [name for name in schema.names if name not in columns]
+    if others:
+        notes.append(f"columns of lists or bytes left out: {some(others)}")
+    return columns
+
+
+@contextmanager
+def _opened_parquet(path: Path) -> Iterator[Any]:
     need_pyarrow(path)
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
     try:
-        return pd.read_parquet(path, engine="pyarrow")
-    except Exception as error:
+        with ParquetFile(path, memory_map=True) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
         raise AssayError(
             f"{path} is no readable Parquet file ({type(error).__name__}): write it anew, or save it as CSV."
         ) from error
 
 
 def _csv(path: Path, notes: list[str]) -> pd.DataFrame:
-    frame: pd.DataFrame = _parsed(path, _dialect(path, notes), low_memory=False)
+    """The rows of a text file, numbered from 1: all, or as many as there is room for."""
+    dialect = _dialect(path, notes)
+    frame: pd.DataFrame
+    if path.stat().st_size <= _room():
+        frame = _parsed(path, dialect, low_memory=False)
+        frame.index = pd.RangeIndex(1, len(frame) + 1)
+    elif dialect["encoding"] == "utf-16":
+        raise AssayError(f"{path} is large and in UTF-16, of which no sample can be drawn: save it in UTF-8.")
+    else:
+        frame = _csv_sample(path, dialect, notes)
     numbered = [name for name in frame if str(name).startswith("Unnamed: ")]
     if numbered:
         notes.append(f"{len(numbered)} columns without a name left out")
     return frame.drop(columns=numbered)
+
+
+def _csv_sample(path: Path, dialect: Mapping[str, Any], notes: list[str]) -> pd.DataFrame:
+    sample = sample_lines(path, _room())
+    try:
+        frame: pd.DataFrame = _parsed(path, dialect, io.BytesIO(sample.content), low_memory=False)
+    except AssayError as error:
+        line = re.search(r"\bline (\d+)", str(error))
+        place = int(line[1]) - 2 if line else len(sample.rows)
+        if not 0 <= place < len(sample.rows):
+            raise
+        raise AssayError(str(error).replace(f"line {line[1] if line else 0}", f"row {sample.rows[place]}", 1)) from error
+    notes.append(sampled(len(frame), sample.total, "rows"))
+    # Where quotes were not what they seemed, rows cannot be told apart before they are parsed, so they are counted in the sample.
+    return frame.set_axis(pd.Index(sample.rows) if len(frame) == len(sample.rows) else pd.RangeIndex(1, len(frame) + 1))
+
+
+def _room() -> int:
+    """Bytes of a file that may be read: what becomes of them in memory is several times as large."""
+    return memory_bound() // 8
+
+
+def _some_series(path: Path, series: str, notes: list[str]) -> pd.DataFrame:
+    """All rows of some series, wherever they lie in the file: those whose names have the smallest hashes."""
+    kept: list[pd.DataFrame] = []
+    size, limit = 0, 1.0
+    for piece in frames(path, notes, 100_000, [series]):
+        if series not in piece:
+            return piece  # which column is missing is said by whoever needs it
+        piece = piece[_share(piece[series]) < limit]
+        kept.append(piece)
+        size += int(piece.memory_usage(deep=True).sum())
+        while size > 4 * _room():
+            limit /= 2
+            kept = [frame[_share(frame[series]) < limit] for frame in kept]
+            size = sum(int(frame.memory_usage(deep=True).sum()) for frame in kept)
+    if limit < 1:
+        share = f"about one in {1 / limit:g} series"
+        notes.append(f"{share}, drawn at random to stay within {memory_bound() / 2**30:.3g} GB (ASSAY_MEMORY)")
+    return pd.concat(kept)
+
+
+def _share(names: pd.Series) -> NDArray[np.float64]:
+    """A number from 0 to 1 for each name, spread evenly and always the same."""
+    words = names.astype(str).str.strip().to_numpy(dtype=object)
+    found: NDArray[np.float64] = pd.util.hash_array(words, categorize=True) / 2.0**64
+    return found
 
 
 def frames(path: Path, notes: list[str], chunk: int, words: Sequence[str]) -> Iterator[pd.DataFrame]:
@@ -199,9 +315,8 @@ def frames(path: Path, notes: list[str], chunk: int, words: Sequence[str]) -> It
     Raises:
         AssayError: the file cannot be read.
     """
-    if path.suffix.lower() in (".parquet", ".pq"):
-        whole = _parquet(path)
-        pieces: Iterator[pd.DataFrame] = (whole.iloc[begin : begin + chunk] for begin in range(0, len(whole), chunk))
+    if path.suffix.lower() in _PARQUET:
+        pieces = _batches(path, chunk, notes)
     else:
         dialect = _dialect(path, notes)
         names = _parsed(path, dialect, nrows=0).columns
@@ -211,6 +326,12 @@ def frames(path: Path, notes: list[str], chunk: int, words: Sequence[str]) -> It
         piece.columns = [str(name).strip() for name in piece.columns]
         yield piece.set_axis(pd.RangeIndex(begin, begin + len(piece)))  # rows as people count them
         begin += len(piece)
+
+
+def _batches(path: Path, chunk: int, notes: list[str]) -> Iterator[pd.DataFrame]:
+    with _opened_parquet(path) as file:
+        for batch in file.iter_batches(chunk, columns=_flat(path, file, notes)):
+            yield batch.to_pandas()
 
 
 def _pieces(path: Path, reader: Any) -> Iterator[pd.DataFrame]:
@@ -240,10 +361,10 @@ def _dialect(path: Path, notes: list[str]) -> dict[str, Any]:
     return {"encoding": encoding, "sep": separator, "decimal": "," if comma else "."}
 
 
-def _parsed(path: Path, dialect: Mapping[str, Any], **more: Any) -> Any:
+def _parsed(path: Path, dialect: Mapping[str, Any], content: io.BytesIO | None = None, **more: Any) -> Any:
     with _reading(path):
         return pd.read_csv(
-            path,
+            path if content is None else content,
             skipinitialspace=True,
             keep_default_na=False,
             na_values=_MISSING,
