@@ -197,6 +197,9 @@ def test_claims_and_imports_point_at_their_lines(made: Made) -> None:
 def test_figures_come_before_the_lesson(made: Made) -> None:
     html = (made.folder / "papers" / "evil.html").read_text()
     assert html.index("<figure>") < html.index('id="_idea"') < html.index('id="_source"')
+    unmeasured = (made.folder / "papers" / "deepfool.html").read_text()
+    assert unmeasured.index('id="_idea"') < unmeasured.index('class="claim"')  # nothing to see yet: the idea comes first
+    assert "<dt>expected</dt><dd><code>Lower(&#39;DeepFool" in unmeasured
 
 
 def test_what_this_machine_measured_is_shown_until_it_is_recorded(made: Made, entry: Make) -> None:

@@ -246,7 +246,9 @@ def test_axe_finds_nothing_serious(visit: Open, scheme: str) -> None:
     for name in PAGES:
         page.goto(root + name)
         page.evaluate(axe)
-        found = page.evaluate("axe.run({resultTypes: ['violations']})")
+        # What the colours are is all that differs in the dark.
+        only = ["color-contrast"] if scheme == "dark" else []
+        found = page.evaluate("only => axe.run({resultTypes: ['violations'], ...(only.length && {runOnly: only})})", only)
         serious = [
             (one["id"], one["impact"], [node["html"][:120] + " | " + node["failureSummary"] for node in one["nodes"][:3]])
             for one in found["violations"]
@@ -285,7 +287,7 @@ def test_160_papers_are_searched_at_once(visit: Open, many: list[catalogue.Paper
     with serving(lambda before: Atlas(many, before=before)) as where:
         page = visit(where=where)
         assert len(shown(page)) == 160
-        page.get_by_role("searchbox", name="search").press_sequentially("memorization part 1")
+        page.get_by_role("searchbox", name="search").fill("memorization part 1")
         assert 0 < len(shown(page)) < 40
         assert all("Memorization" in title for title in shown(page))
         page.set_viewport_size({"width": 390, "height": 844})

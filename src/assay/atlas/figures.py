@@ -249,7 +249,7 @@ def _rule(x: float, y: float, x2: float, y2: float, **more: Any) -> Any:
     """A thin line between two places in pixels."""
     alt = _alt()
     ends = {"x": x, "y": y, "x2": x2, "y2": y2}
-    rule = alt.Chart(alt.Data(values=[{}])).mark_rule(color=CONTROL, strokeWidth=0.8, opacity=0.7, **more)
+    rule = alt.Chart(alt.Data(values=[{}])).mark_rule(**{"color": CONTROL, "strokeWidth": 0.8, "opacity": 0.7, **more})
     return rule.encode(**{channel: alt.value(pixels) for channel, pixels in ends.items()})
 
 
@@ -276,7 +276,8 @@ def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str
     y_range = _range([row[name] for row in rows for name in ("low", "high")], log_y, 0.04)
 
     labels = {arm: _wrap(arm, 26 if wide else 15) for arm in lines}
-    right = 18 + CHARACTER * max(len(part) for label in labels.values() for part in label.split("\n"))
+    sample = 20 if wide and len(lines) > 3 else 0  # room for a piece of each line beside its name, where dashes must tell
+    right = 18 + sample + CHARACTER * max(len(part) for label in labels.values() for part in label.split("\n"))
     left, top, bottom = 48, 34, 44
     plot = width - left - right
     heights = {arm: 14 * (label.count("\n") + 1) + 4 for arm, label in labels.items()}
@@ -329,7 +330,11 @@ def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str
             layers.append(_rule(plot + 2, wanted[arm], plot + 12, place))
         shift = 7 * labels[arm].count("\n")
         weight = 600 if arm == subject else 400
-        layers.append(_text(labels[arm], plot + 16, place - shift, colour, fontWeight=weight))
+        layers.append(_text(labels[arm], plot + 16 + sample, place - shift, colour, fontWeight=weight))
+        if sample:
+            ink = ACCENT if arm == subject else CONTROL
+            place_of = {"x": plot + 15, "y": place - shift, "x2": plot + 13 + sample, "y2": place - shift}
+            layers.append(_rule(**place_of, color=ink, strokeWidth=2, opacity=1, strokeDash=dashes.get(arm, [1, 0])))
     layers.append(_text(_clip(y_name, (width - 10) / CHARACTER), -left, -20))
     layers.append(_text(_clip(x_name, (plot + left) / CHARACTER), plot, height + 34, align="right"))
     return _finish(alt.layer(*layers), width, height, left, right, top, bottom)
@@ -384,7 +389,8 @@ def _dots(
         label, middle = (_wrap(arm, 31), step * (place + drop)) if wide else (_clip(arm, plot / CHARACTER), step * place + 12)
         middle -= 7 * label.count("\n")
         ours = INK if arm != subject else ACCENT
-        layers.append(_text(label, -left if wide else -2, middle, ours, fontWeight=600 if arm == subject else 400))
+        halo = {} if wide else {"stroke": PAGE, "strokeWidth": 3}  # lines of the seeds pass behind it
+        layers.append(_text(label, -left if wide else -2, middle, ours, fontWeight=600 if arm == subject else 400, **halo))
         layers.append(_text(short(mean), plot + right, step * (place + drop), ours, align="right", fontWeight=600))
     layers.append(_text(_clip(unit, (width - 60) / CHARACTER), -left, -18))
     layers.append(_text("mean", plot + right, -18, align="right"))

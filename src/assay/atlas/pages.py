@@ -114,6 +114,7 @@ class Claim:
         entry: what is recorded, or else what this machine's ledger has; empty where it was never measured.
         recorded: whether the entry is evidence; if not, it is what this machine has measured.
         lines: link to its code on its paper's page, and what to call it.
+        expect: what is expected, as its file says it.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Claim:
     entry: Mapping[str, Any] = field(default_factory=dict)
     recorded: bool = True
     lines: tuple[str, str] = ("", "")
+    expect: str = ""
 
     @property
     def state(self) -> str:
@@ -301,9 +303,15 @@ def _places(paper: catalogue.Paper) -> dict[str, tuple[str, str]]:
     for path, prefix in _files(paper):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                names = [node.name]
                 first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
-                words = f"{_file_name(path)}, lines {first} to {node.end_lineno}"
-                found[node.name] = (f"#{prefix}{first}", words)
+            elif isinstance(node, ast.Assign):
+                names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+                first = node.lineno
+            else:
+                continue
+            place = (f"#{prefix}{first}", f"{_file_name(path)}, lines {first} to {node.end_lineno}")
+            found.update(dict.fromkeys(names, place))
     return found
 
 
@@ -322,7 +330,7 @@ def page(paper: catalogue.Paper, entries: Mapping[str, Any], fresh: Mapping[str,
         verdict = entry.get("verdict", "not recorded")
         stale = recorded and bool(entry) and evidence.is_stale(paper, text.name, entry)
         lines = places.get(text.name, ("", ""))
-        claims.append(Claim(text.name, text.statement, text.scaled_down, verdict, stale, entry, recorded, lines))
+        claims.append(Claim(text.name, text.statement, text.scaled_down, verdict, stale, entry, recorded, lines, text.expect))
     return Page(paper, tuple(claims), entries, fresh)
 
 

@@ -48,7 +48,11 @@ if (form) {
   form.hidden = false;
   form.addEventListener("input", write);
   form.addEventListener("submit", (event) => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(() => (write(), search.focus())));
+  reset.addEventListener("click", () => {
+    for (const field of [search, ...choices]) field.value = "";
+    write();
+    search.focus();
+  });
   addEventListener("popstate", read);
   read();
 }
