@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 from assay import cli
 from assay.errors import AssayError
 from assay.nn import mlp
-from assay.nn.text import SPECIAL, TextCNN
+from assay.nn.text import SPECIAL, BiLSTM
 from assay.own import predict
-from assay.own.networks import SeriesNet
-from assay.own.predicting import export_model
+from assay.own.exporting import export_model
 from assay.own.preparing import Columns, Line, Preparation, Tokens
 from assay.own.saved import SavedRun, save_run
+from assay.papers.signals.tsc_baselines import FCN
+from assay.papers.text.text_cnn import TextCNN
 
 NOISE = np.random.default_rng(0)
 
@@ -164,7 +165,7 @@ def test_texts_from_a_table_or_from_lines(tmp_path: Path) -> None:
 
 def test_series_keep_to_the_length_that_is_known(tmp_path: Path) -> None:
     form = {"kind": "series", "channels": 1, "steps": 4}
-    run = _run("classification", ("a", "b"), SeriesNet(1, 2), Preparation(form, (Line((0.0,), (1.0,)),)))
+    run = _run("classification", ("a", "b"), FCN(1, 2), Preparation(form, (Line((0.0,), (1.0,)),)))
     (tmp_path / "new.ts").write_text("@classLabel false\n@data\n1,2,3\n1,?,3,3,9\n")
     found = predict(run, tmp_path / "new.ts")
     assert found.count == 2
@@ -215,6 +216,21 @@ def test_commands(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch, t
     exported = runner.invoke(cli.app, ["export-model", "sizes-1", str(tmp_path / "model.pt2")])
     assert exported.exit_code == 0, exported.output
     assert (tmp_path / "model.pt2").stat().st_size > 0
+
+
+@pytest.mark.parametrize("network", [TextCNN(9, 2, dim=5, maps=4), BiLSTM(9, 2, dim=5, hidden=3)])
+def test_programs_for_texts_of_all_lengths(network: torch.nn.Module, tmp_path: Path) -> None:
+    run = _run("classification", ("no", "yes"), network, Preparation({"kind": "text"}, (Tokens(tuple("01abcdefg"), 6),)))
+    for parameter in run.model.parameters():  # a network that has not learnt yet says the same to all
+        torch.nn.init.normal_(parameter)
+    with torch.no_grad():
+        run.model.embedding.weight[0] = 0  # type: ignore[union-attr, index]
+    run.facts = {"input": {"shape": [6], "integers": 9}}
+    assert export_model(run, tmp_path / "model.pt2") < 1e-4
+    ids = run.preparation(("", "a", "a b c d e f", "g g g g g g g g", "c d"))
+    said = torch.export.load(tmp_path / "model.pt2").module()(ids)
+    torch.testing.assert_close(said, run.outputs(ids))
+    assert len(said.unique()) > 5
 
 
 def test_a_program_that_says_otherwise_is_not_written(tmp_path: Path, rows: SavedRun) -> None:

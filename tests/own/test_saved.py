@@ -12,14 +12,15 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from scipy.io import wavfile
 from torch import nn
 
 from assay.errors import AssayError
 from assay.lab import memory
 from assay.nn import mlp
 from assay.own import factories, load_run, predict, try_, trying
+from assay.own.exporting import export_model
 from assay.own.factories import build, describe
-from assay.own.predicting import export_model
 from assay.own.saved import runs
 from assay.papers.architectures.wide_resnet import WideResNet
 from assay.recipe import Recipe, treatment
@@ -77,7 +78,24 @@ def arrays(folder: Path) -> Path:
     return folder / "arrays.npz"
 
 
-KINDS = [table, numbers, texts, series, wide_series, images, arrays]
+def sounds(folder: Path) -> Path:
+    time = np.arange(2000) / 8000
+    for number in range(COUNT):
+        place = folder / "sounds" / ("high" if number % 2 else "low")
+        place.mkdir(parents=True, exist_ok=True)
+        wave = np.sin(2 * np.pi * (1500 if number % 2 else 300) * NOISE.uniform(1, 1.5) * time)
+        wavfile.write(place / f"{number}.wav", 8000, (20_000 * wave).astype(np.int16))
+    return folder / "sounds"
+
+
+def long_series(folder: Path) -> Path:
+    rows = [(f"s{n}", step, step * (1 if n % 2 else -1) + n * 0.01, n % 2) for n in range(COUNT) for step in range(8)]
+    frame = pd.DataFrame(rows, columns=["sensor", "when", "level", "label"])
+    frame.sample(frac=1, random_state=0).to_csv(folder / "long.csv", index=False)
+    return folder / "long.csv"
+
+
+KINDS = [table, numbers, texts, series, wide_series, images, arrays, sounds, long_series]
 
 
 @treatment
@@ -101,7 +119,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
 @pytest.mark.parametrize("make", KINDS)
 def test_every_kind_of_data_comes_back(make: Any, tmp_path: Path) -> None:
     path = make(tmp_path)
-    trial = try_(["shorter"], on=path, seeds=1)
+    named = {"series": "sensor", "time": "when"} if make is long_series else {}
+    trial = try_(["shorter"], on=path, seeds=1, **named)
     arm = trial.save(tmp_path / "run")
     run = load_run(tmp_path / "run")
     trained = memory.train(trial.recipes[arm], 0, torch.device("cpu"))

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from assay.own.baselines import baseline
+    from assay.own.exporting import export_model
     from assay.own.learner import Learner, LearnerRegressor
-    from assay.own.predicting import export_model, predict
+    from assay.own.predicting import predict
     from assay.own.probing import Looked, probe
     from assay.own.reading import read
     from assay.own.saved import SavedRun, load_run
@@ -46,7 +47,7 @@ _WHERE = {
     "SavedRun": "saved",
     "Trial": "trying",
     "baseline": "baselines",
-    "export_model": "predicting",
+    "export_model": "exporting",
     "load_run": "saved",
     "predict": "predicting",
     "probe": "probing",

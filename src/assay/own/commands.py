@@ -137,7 +137,7 @@ def export_model(
 
     Example: `assay export-model photos-1 photos.pt2`.
     """
-    from assay.own.predicting import export_model as write
+    from assay.own.exporting import export_model as write
     from assay.own.saved import load_run
 
     furthest = write(load_run(run, trust or ()), out, on)

@@ -93,7 +93,7 @@ def _render(facts: Mapping[str, Any], place: Path) -> str:
     html: str = environment.get_template("report.html").render(
         facts={"command": "", **facts},
         trial=trial,
-        title=", ".join(trial["verdicts"]) + " on " + trial["data"].partition(":")[0],
+        title=_title(trial),
         summary=_summary(trial),
         verdicts=[_judged(method, found, trial) for method, found in trial["verdicts"].items()],
         figure=_figure(trial, facts["arm"]),
@@ -105,6 +105,12 @@ def _render(facts: Mapping[str, Any], place: Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------- words
+
+
+def _title(trial: Mapping[str, Any]) -> str:
+    methods = list(trial["verdicts"])
+    what = _listed(methods) if len(methods) <= 3 else f"{len(methods)} methods"
+    return f"{what} on {trial['data'].partition(':')[0]}"
 
 
 def _summary(trial: Mapping[str, Any]) -> list[str]:
