@@ -213,7 +213,8 @@ def test_initial_weights() -> None:
         if isinstance(module, ResidualBlock):
             assert not module.body[2].norm.weight.any()
             assert (module.body[0].norm.weight == 1).all()
-    assert (cifar_resnet().stages[0][0].body[1].norm.weight == 1).all()
+    for net in (cifar_resnet(8), cifar_resnet(8, residual=False, zero_init_residual=True)):
+        assert (net.stages[0][0].body[1].norm.weight == 1).all()
 
 
 def test_layout_type_and_device() -> None:
@@ -260,6 +261,7 @@ def test_small_networks_take_any_size(size: int, channels: int) -> None:
         (partial(cifar_resnet, shortcut="D"), "'A', 'B' or 'C'"),
         (partial(resnet, shortcut="a"), "'A', 'B' or 'C'"),
         (partial(resnet, stride_at=2), "stride_at must be 1 or 3"),
+        (partial(paper.shortcut_of, "A", 8, 4, 1), "can only add planes"),
     ],
 )
 def test_what_there_is_not_is_refused(make: partial[ResNet], words: str) -> None:
