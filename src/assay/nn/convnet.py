@@ -98,3 +98,36 @@ def classifier(planes: int, num_classes: int) -> nn.Sequential:
     """Mean over the picture and one linear layer (its module is called fc): (B, planes, H, W) -> (B, num_classes)."""
     parts = OrderedDict[str, nn.Module](pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(planes, num_classes))
     return nn.Sequential(parts)
+
+
+def plain_layers(words: str, in_channels: int, width: float = 1.0, batch_norm: bool = False, ceil: bool = False) -> nn.Sequential:
+    """The layers of a plain network from its line in a table, e.g. ``"64 64 M 128k5 M"``.
+
+    ``64`` is a 3x3 convolution to 64 planes with ReLU, ``64k5`` one of 5x5, ``M`` halves the picture by a 2x2 maximum, and
+    ``LRN`` is the local response normalisation of Krizhevsky et al. 2012 (5 planes, k = 2, alpha = 1e-4, beta = 0.75).
+
+    Args:
+        words: the layers, separated by blanks.
+        in_channels: channels of the input.
+        width: factor of all planes.
+        batch_norm: whether normalisation stands between a convolution and its ReLU.
+        ceil: whether ``M`` rounds odd sizes up, so that pictures of any size get through; otherwise down.
+
+    Raises:
+        ValueError: a word means nothing.
+    """
+    layers: list[nn.Module] = []
+    for word in words.split():
+        planes, _, kernel = word.partition("k")
+        if word == "M":
+            layers.append(nn.MaxPool2d(2, ceil_mode=ceil))
+        elif word == "LRN":
+            layers.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))  # torch divides alpha by the 5 planes
+        elif planes.isdecimal() and (kernel.isdecimal() or word == planes):
+            side, wide = int(kernel or 3), max(1, round(int(planes) * width))
+            layers.append(nn.Conv2d(in_channels, wide, side, padding=side // 2))
+            layers += [nn.BatchNorm2d(wide), nn.ReLU()] if batch_norm else [nn.ReLU()]
+            in_channels = wide
+        else:
+            raise ValueError(f"{word!r} is no layer: write planes (64), planes and kernel (64k5), M or LRN")
+    return nn.Sequential(*layers)

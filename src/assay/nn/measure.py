@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,4 +85,21 @@ def _side(size: Any) -> int:
     return int(max(size)) if isinstance(size, tuple) else int(size)
 
 
-__all__ = ["Depth", "depth", "macs", "parameters"]
+def nearest_width(make: Callable[[int], nn.Module], target: int, widths: Sequence[int]) -> int:
+    """The width with which a network comes nearest to ``target`` parameters; nothing is computed.
+
+    Args:
+        make: ``make(width)`` makes the network; wider ones have more parameters.
+        target: parameters.
+        widths: what may be chosen, in ascending order.
+    """
+
+    def size(width: int) -> int:
+        with torch.device("meta"):
+            return parameters(make(width))
+
+    at = bisect_left(widths, target, key=size)
+    return min(widths[max(at - 1, 0) : at + 1], key=lambda width: abs(size(width) - target))
+
+
+__all__ = ["Depth", "depth", "macs", "nearest_width", "parameters"]

@@ -17,7 +17,6 @@ arXiv version. Two things follow today's practice: in bottlenecks the 3x3 convol
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -31,7 +30,7 @@ from torch.nn import functional as F
 from assay.errors import AssayError
 from assay.nn.convnet import ConvNorm, Stage, classifier, imagenet_stem, stages
 from assay.nn.initialise import he_normal
-from assay.nn.measure import parameters
+from assay.nn.measure import nearest_width, parameters
 from assay.nn.weights import load_weights
 from assay.paper import Above, Below, Close, Configuration, Cost, Curve, Higher, Lower, Reported, claim
 from assay.recipe import Recipe, treatment
@@ -280,11 +279,9 @@ def residual_net(recipe: Recipe, depth: int = 20) -> Recipe:
         now = recipe.model()
         if isinstance(now, ResNet) and sum(isinstance(module, nn.Conv2d) for module in now.modules()) >= depth - 1:
             raise AssayError(f"the network of this recipe is a residual one of {depth} layers or more already: leave resnet out.")
-        channels, classes, target = data.input_shape[0], data.num_classes, parameters(now)
-        make = partial(cifar_resnet, depth, num_classes=classes, in_channels=channels)
-        widths = range(4, 260, 4)
-        at = bisect_left(widths, target, key=lambda width: parameters(make(width=width)))
-        width = min(widths[max(at - 1, 0) : at + 1], key=lambda width: abs(parameters(make(width=width)) - target))
+        target = parameters(now)
+    make = partial(cifar_resnet, depth, num_classes=data.num_classes, in_channels=data.input_shape[0])
+    width = nearest_width(lambda width: make(width=width), target, range(4, 260, 4))
     return recipe.replace(model=partial(make, width=width))
 
 
