@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import _resnet
 
+ROUNDS = 5
 JOB = "ResNet-50 forward, 32 x 3 x 64 x 64 and 4 x 3 x 224 x 224"
 WANTED = {"torchvision": 1.0, "timm": 1.0}
 agree = _resnet.agree

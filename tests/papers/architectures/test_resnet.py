@@ -128,8 +128,8 @@ def test_weights_from_files_and_the_hubs_cache(tmp_path: Path, monkeypatch: pyte
     (folder / "refs" / "main").write_text("abc")
     (folder / "snapshots" / "abc").mkdir(parents=True)
     save_file(theirs, folder / "snapshots" / "abc" / "model.safetensors")
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.file_download.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    hub = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
     for source in (tmp_path / "own.safetensors", str(tmp_path / "own.pth"), "timm/resnet18.a1_in1k"):
         model = load_pretrained(resnet18(), source)
         assert torch.equal(model.state_dict()["stages.3.1.body.1.conv.weight"], theirs["layer4.1.conv2.weight"])
@@ -241,7 +241,7 @@ def test_exports_and_compiles_in_one_graph(make: partial[ResNet]) -> None:
     exported = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
     torch.testing.assert_close(exported.module()(images), expected)
     assert exported.module()(torch.randn(5, 3, 32, 32)).shape == (5, 3)
-    compiled = torch.compile(model.train(), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(model.train(), fullgraph=True, backend="eager")
     compiled(images).sum().backward()
     assert model.stem.get_submodule("conv" if "conv" in dict(model.stem.named_children()) else "0.conv").weight.grad is not None
 
