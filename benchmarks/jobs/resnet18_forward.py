@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import _resnet
+import _networks
 
-ROUNDS = 5
 JOB = "ResNet-18 forward, 32 x 3 x 64 x 64 and 4 x 3 x 224 x 224"
 WANTED = {"torchvision": 1.0, "timm": 1.0}
-agree = _resnet.agree
+ROUNDS = 5
+agree = _networks.agree
 
 
-def ours() -> Callable[[], _resnet.Result]:
-    return _resnet.forward(_resnet.ours(18))
+def ours() -> Callable[[], _networks.Result]:
+    from assay.papers.architectures.resnet import load_pretrained, resnet
+
+    return _networks.forward(load_pretrained(resnet(18), _networks.weights("resnet18")))
 
 
-def torchvision() -> Callable[[], _resnet.Result]:
-    return _resnet.forward(_resnet.torchvision(18))
+def torchvision() -> Callable[[], _networks.Result]:
+    return _networks.forward(_networks.torchvision("resnet18"))
 
 
-def timm() -> Callable[[], _resnet.Result]:
-    return _resnet.forward(_resnet.timm(18))
+def timm() -> Callable[[], _networks.Result]:
+    return _networks.forward(_networks.timm("resnet18"))

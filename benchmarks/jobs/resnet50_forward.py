@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import _resnet
+import _networks
 
-ROUNDS = 5
 JOB = "ResNet-50 forward, 32 x 3 x 64 x 64 and 4 x 3 x 224 x 224"
 WANTED = {"torchvision": 1.0, "timm": 1.0}
-agree = _resnet.agree
+ROUNDS = 5
+agree = _networks.agree
 
 
-def ours() -> Callable[[], _resnet.Result]:
-    return _resnet.forward(_resnet.ours(50))
+def ours() -> Callable[[], _networks.Result]:
+    from assay.papers.architectures.resnet import load_pretrained, resnet
+
+    return _networks.forward(load_pretrained(resnet(50), _networks.weights("resnet50")))
 
 
-def torchvision() -> Callable[[], _resnet.Result]:
-    return _resnet.forward(_resnet.torchvision(50))
+def torchvision() -> Callable[[], _networks.Result]:
+    return _networks.forward(_networks.torchvision("resnet50"))
 
 
-def timm() -> Callable[[], _resnet.Result]:
-    return _resnet.forward(_resnet.timm(50))
+def timm() -> Callable[[], _networks.Result]:
+    return _networks.forward(_networks.timm("resnet50"))
