@@ -338,8 +338,11 @@ class _SharedLoop(Loop):
         self.rank, self.devices = dist.get_rank(), dist.get_world_size()
         self.sharded = recipe.strategy == "fsdp"
         super().__init__(recipe, seed, device)
-        if self.sharded and isinstance(self.loss, nn.Module) and any(p.requires_grad for p in self.loss.parameters()):
+        own = [p for p in self.loss.parameters() if p.requires_grad] if isinstance(self.loss, nn.Module) else []
+        if own and self.sharded:
             raise AssayError("A loss with weights of its own cannot be trained under strategy='fsdp'; use strategy='ddp'.")
+        for parameter in own:  # every process has their whole gradient, on some devices not to the last bit
+            parameter.register_post_accumulate_grad_hook(self._average)
 
     def _distributed(self) -> Callable[[Tensor], Tensor]:
         from lightning_fabric import Fabric
@@ -371,6 +374,11 @@ class _SharedLoop(Loop):
     def _gathered(self, own: Tensor, bounds: list[int]) -> Tensor:
         whole: Tensor = _Gather.apply(own.float(), bounds, self.rank)  # type: ignore[no-untyped-call]
         return whole
+
+    def _average(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        dist.all_reduce(parameter.grad)
+        parameter.grad /= self.devices
 
     def _clock(self) -> float:
         if self.device.type == "cuda":
