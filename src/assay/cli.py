@@ -211,6 +211,7 @@ def cost(
     gpu: Annotated[str, typer.Option(help="Whose hours: `a100` or `h100`.")] = "a100",
     utilisation: Annotated[float, typer.Option(help="The fraction of its peak that is achieved.")] = 0.35,
     budget: Annotated[float, typer.Option(help="Seconds for which work besides the trainings is tried.")] = 5.0,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables of docs/scale.md.")] = False,
     as_json: Json = False,
 ) -> None:
     """Count what claims cost at a scale, without training anything.
@@ -219,11 +220,13 @@ def cost(
     is found and what the columns are.
     """
     from assay.lab.cost import count
-    from assay.show import print_costs
+    from assay.show import costs_markdown, print_costs
 
     found = count(what or [], everything, scale, seeds, gpu, utilisation, budget)
     if as_json:
         _print_json(found)
+    elif markdown:
+        print(costs_markdown(found))
     else:
         print_costs(found)
 

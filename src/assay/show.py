@@ -301,36 +301,67 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
     console().print(text, highlight=False)
 
 
+_COST_COLUMNS = ("paper", "claims", "asked", "once", "PFLOP", "GPU h", "bf16 h", "core h", "how")
+_MACHINE_COLUMNS = ("machines", "float32 h", "bfloat16 h")
+
+
 def print_costs(found: Mapping[str, Any]) -> None:
     """A line a paper, what was not seen, and how long all takes on so many machines."""
-    numbers = ("claims", "asked", "once", "PFLOP", "GPU h", "bf16 h", "core h")
-    table = _table("paper", *numbers, "how", right=numbers)
+    out = console()
+    table = _table(*_COST_COLUMNS, right=_COST_COLUMNS[1:-1])
     for column in table.columns:
         column.no_wrap = True
-    for row in [*found["papers"], {"paper": "all", **found["total"]}]:
-        table.add_row(
-            f"[bold]{row['paper']}[/]",
-            f"{row['claims'] - row['uncounted']}/{row['claims']}",
-            f"{row['trainings']}",
-            f"{row['distinct']}",
-            *(_amount(amount) for amount in (row["flops"] / 1e15, row["gpu_hours"], row["gpu_hours_bfloat16"])),
-            _amount(row["other_core_hours"]),
-            " ".join(row["how"]),
-        )
-    out = console()
+    for paper, *cells in _cost_rows(found):
+        table.add_row(f"[bold]{paper}[/]", *cells)
     out.print(table)
-    for one in found["claims"]:
-        for text in [f"not counted: {one['error']}"] if one["error"] else one["notes"]:
-            out.print(Padding(f"[dim]{one['paper']}:{one['claim']}[/] {escape(text)}", (0, 2)))
+    for claim, text in _not_seen(found):
+        out.print(Padding(f"[dim]{claim}[/] {escape(text)}", (0, 2)))
     out.print(
         f"{found['scale']} scale, {found['seeds']} seeds. asked, once: trainings that claims ask for, and distinct ones; "
         f"core h: work without a network, on a core. Longest unit: {found['longest']['float32']['unit']}.",
         highlight=False,
     )
-    times = _table("machines", "float32 h", "bfloat16 h", right=("machines", "float32 h", "bfloat16 h"))
-    for row in found["machines"]:
-        times.add_row(f"{row['machines']:,}", _amount(row["float32"]), _amount(row["bfloat16"]))
+    times = _table(*_MACHINE_COLUMNS, right=_MACHINE_COLUMNS)
+    for row in _machine_rows(found):
+        times.add_row(*row)
     out.print(times)
+
+
+def costs_markdown(found: Mapping[str, Any]) -> str:
+    """The same as Markdown, for a page."""
+    text = []
+    for columns, rows in ((_COST_COLUMNS, _cost_rows(found)), (_MACHINE_COLUMNS, _machine_rows(found))):
+        sides = ["---" if name in ("paper", "how") else "---:" for name in columns]
+        text += ["\n".join("| " + " | ".join(row) + " |" for row in (columns, sides, *rows))]
+    notes = "\n".join(f"- `{claim}`: {why}" for claim, why in _not_seen(found))
+    return "\n\n".join([text[0], *([notes] if notes else []), text[1]])
+
+
+def _cost_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [
+        (
+            row["paper"],
+            f"{row['claims'] - row['uncounted']}/{row['claims']}",
+            f"{row['trainings']}",
+            f"{row['distinct']}",
+            *(_amount(amount) for amount in (row["flops"] / 1e15, row["gpu_hours"], row["gpu_hours_bfloat16"])),
+            _amount(row["other_core_hours"]),
+            ", ".join(row["how"]),
+        )
+        for row in [*found["papers"], {"paper": "all", **found["total"]}]
+    ]
+
+
+def _machine_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [(f"{row['machines']:,}", _amount(row["float32"]), _amount(row["bfloat16"])) for row in found["machines"]]
+
+
+def _not_seen(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (f"{one['paper']}:{one['claim']}", text)
+        for one in found["claims"]
+        for text in ([f"not counted: {one['error']}"] if one["error"] else one["notes"])
+    ]
 
 
 def _amount(number: float) -> str:
