@@ -13,7 +13,7 @@ from assay.lab import Lab
 from assay.lab.cost import Costs, Rates, Work, cost, count_step, count_training, makespan, stand_in, summary
 from assay.nn import mlp
 from assay.paper import Claim, Higher, Measured, claim
-from assay.papers.architectures.wide_resnet import wide_resnet
+from assay.papers.architectures.wide_resnet import wide_bottleneck, wide_resnet
 from assay.recipe import Recipe
 
 RATES = Rates(float32=1e12, bfloat16=4e12, core=1e10, launch=1e-5)
@@ -71,6 +71,11 @@ def test_wide_residual_networks_have_the_multiplications_that_are_published(dept
     assert step.look / 4 == pytest.approx(published, rel=0.02)
     stem = 2 * 2 * 3 * 16 * 9 * 32 * 32  # images need no gradient
     assert step.train == 3 * step.look - stem
+
+
+def test_the_residual_network_of_50_layers_has_4_1_billion_multiplications() -> None:
+    step = count_step(wide_bottleneck(50, factor=1), torch.zeros(1, 3, 224, 224), 1)
+    assert step.look / 2 == pytest.approx(4.09e9, rel=0.005)
 
 
 class Looks(nn.Module):
