@@ -221,19 +221,19 @@ def _alt() -> Any:
     return altair
 
 
-def _finish(chart: Any, width: int, height: float, left: float, right: float, top: float, bottom: float) -> Any:
+def _finish(layers: Sequence[Any], width: int, height: float, left: float, right: float, top: float, bottom: float) -> Any:
     """A chart of exactly this size: the margins are ours, not what the text of one machine's fonts asks for."""
     alt = _alt()
-    return (
-        chart.properties(
-            width=width - left - right,
-            height=height,
-            padding={"left": left, "right": right, "top": top, "bottom": bottom},
-            autosize=alt.AutoSizeParams(type="none"),
-        )
-        .configure(aria=False, background="transparent")
-        .configure_view(strokeWidth=0)
-        .configure_axis(labelColor=SOFT, labelFontSize=12, gridColor=RULE, domain=False, ticks=False, title=None, labelPadding=8)
+    axis = alt.AxisConfig(
+        labelColor=SOFT, labelFontSize=12, gridColor=RULE, domain=False, ticks=False, title=None, labelPadding=8
+    )
+    return alt.layer(  # all at once: every step of Altair's own way to say this copies the whole chart
+        *layers,
+        width=width - left - right,
+        height=height,
+        padding={"left": left, "right": right, "top": top, "bottom": bottom},
+        autosize=alt.AutoSizeParams(type="none"),
+        config=alt.Config(aria=False, background="transparent", view=alt.ViewConfig(strokeWidth=0), axis=axis),
     )
 
 
@@ -242,15 +242,14 @@ def _text(words: str, x: float, y: float, colour: str = SOFT, **more: Any) -> An
     alt = _alt()
     mark = {"fontSize": 12, "align": "left", "baseline": "middle", "color": colour, "lineBreak": "\n", "lineHeight": 14, **more}
     data = alt.Data(values=[{"words": words}])
-    return alt.Chart(data).mark_text(**mark).encode(x=alt.value(x), y=alt.value(y), text="words:N")
+    return alt.Chart(data).mark_text(**mark).encode(alt.XValue(x), alt.YValue(y), alt.Text("words:N"))
 
 
 def _rule(x: float, y: float, x2: float, y2: float, **more: Any) -> Any:
     """A thin line between two places in pixels."""
     alt = _alt()
-    ends = {"x": x, "y": y, "x2": x2, "y2": y2}
     rule = alt.Chart(alt.Data(values=[{}])).mark_rule(**{"color": CONTROL, "strokeWidth": 0.8, "opacity": 0.7, **more})
-    return rule.encode(**{channel: alt.value(pixels) for channel, pixels in ends.items()})
+    return rule.encode(alt.XValue(x), alt.YValue(y), alt.X2Value(x2), alt.Y2Value(y2))
 
 
 def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str) -> Any:
@@ -301,12 +300,14 @@ def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str
         chart = alt.Chart(alt.Data(values=mine))
         if any(row["high"] > row["low"] for row in mine):
             layers.append(
-                chart.mark_area(color=colour, opacity=0.16).encode(x=x, y=alt.Y("low:Q", scale=scale_y, axis=axis_y), y2="high:Q")
+                chart.mark_area(color=colour, opacity=0.16).encode(
+                    x=x, y=alt.Y("low:Q", scale=scale_y, axis=axis_y), y2=alt.Y2("high:Q")
+                )
             )
         mark = {"color": colour, "strokeWidth": 1.2 if each else 2.25 if arm == subject else 1.6, "opacity": 0.7 if each else 1}
         layers.append(
             chart.mark_line(**mark, strokeDash=dashes.get(arm, [1, 0]), strokeCap="round", strokeJoin="round").encode(
-                x=x, y=alt.Y("y:Q", scale=scale_y, axis=axis_y), detail="seed:N"
+                x=x, y=alt.Y("y:Q", scale=scale_y, axis=axis_y), detail=alt.Detail("seed:N")
             )
         )
         if len(mine) <= 15:
@@ -337,7 +338,7 @@ def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str
             layers.append(_rule(**place_of, color=ink, strokeWidth=2, opacity=1, strokeDash=dashes.get(arm, [1, 0])))
     layers.append(_text(_clip(y_name, (width - 10) / CHARACTER), -left, -20))
     layers.append(_text(_clip(x_name, (plot + left) / CHARACTER), plot, height + 34, align="right"))
-    return _finish(alt.layer(*layers), width, height, left, right, top, bottom)
+    return _finish(layers, width, height, left, right, top, bottom)
 
 
 def _dots(
@@ -371,7 +372,7 @@ def _dots(
     ]
     if len(arms) > 1:
         joined = alt.Chart(alt.Data(values=rows)).mark_line(color=CONTROL, strokeWidth=0.75, opacity=0.45)
-        layers.append(joined.encode(x=x, y=y, detail="seed:N", order="row:Q"))
+        layers.append(joined.encode(x=x, y=y, detail=alt.Detail("seed:N"), order=alt.Order("row:Q")))
     for place, (arm, seeds) in enumerate(arms.items()):
         colour = ACCENT if arm == subject else CONTROL
         mine = [row for row in rows if row["arm"] == arm]
@@ -380,7 +381,7 @@ def _dots(
         if arm in between:
             low, high = between[arm]
             reach = alt.Chart(alt.Data(values=[{"x": low, "x2": high, "row": place + drop}]))
-            layers.append(reach.mark_rule(color=colour, strokeWidth=2, opacity=1).encode(x=x, x2="x2:Q", y=y))
+            layers.append(reach.mark_rule(color=colour, strokeWidth=2, opacity=1).encode(x=x, x2=alt.X2("x2:Q"), y=y))
         tick = alt.Chart(alt.Data(values=[{"x": mean, "row": place + drop}]))
         layers.append(tick.mark_tick(color=colour, orient="vertical", size=20, thickness=2.5, opacity=1).encode(x=x, y=y))
         if arm in says:
@@ -394,7 +395,7 @@ def _dots(
         layers.append(_text(short(mean), plot + right, step * (place + drop), ours, align="right", fontWeight=600))
     layers.append(_text(_clip(unit, (width - 60) / CHARACTER), -left, -18))
     layers.append(_text("mean", plot + right, -18, align="right"))
-    return _finish(alt.layer(*layers), width, height, left, right, top, bottom)
+    return _finish(layers, width, height, left, right, top, bottom)
 
 
 def _prices(width: int, points: Sequence[Mapping[str, Any]]) -> Any:
@@ -432,7 +433,7 @@ def _prices(width: int, points: Sequence[Mapping[str, Any]]) -> Any:
             dots = alt.Chart(alt.Data(values=mine)).mark_point(
                 color=ACCENT, fill=ACCENT if holds else PAGE, size=90 if wide else 64, strokeWidth=1.8, opacity=1
             )
-            layers.append(dots.encode(x=x, y=y, href="href:N"))
+            layers.append(dots.encode(x=x, y=y, href=alt.Href("href:N")))
     places = []
     for p in points:
         gain = _bend(p["gain"]) if bent else p["gain"]
@@ -441,7 +442,7 @@ def _prices(width: int, points: Sequence[Mapping[str, Any]]) -> Any:
         layers.append(_text(label, begin, down, INK, fontSize=12 if wide else 11, stroke=PAGE, strokeWidth=3))
     layers.append(_text("effect, in per cent of the control", -left, -20))
     layers.append(_text("time of the method / time of the control", plot, height + 38, align="right"))
-    return _finish(alt.layer(*layers), width, height, left, right, top, bottom)
+    return _finish(layers, width, height, left, right, top, bottom)
 
 
 def _is_bent(gains: Sequence[float]) -> bool:
@@ -501,15 +502,15 @@ def _years(width: int, papers: Sequence[Mapping[str, Any]], last: int) -> Any:
     x = alt.X("year:Q", scale=alt.Scale(domain=[first - 0.5, last + 0.5], nice=False, zero=False), axis=axis)
     y = alt.Y("level:Q", scale=alt.Scale(domain=[0.5, 0.5 + height / step], nice=False, zero=False), axis=None)
     size = (0.78 * step) ** 2 * math.pi / 4
-    layers = [alt.Chart(alt.Data(values=[{"y": 0}])).mark_rule(color=RULE).encode(y=alt.value(height))]
+    layers = [alt.Chart(alt.Data(values=[{"y": 0}])).mark_rule(color=RULE).encode(alt.YValue(height))]
     for judged in (False, True):
         mine = [row for row in rows if row["judged"] == judged]
         if mine:
             dots = alt.Chart(alt.Data(values=mine)).mark_point(
                 color=ACCENT if judged else CONTROL, fill=ACCENT if judged else PAGE, size=size, strokeWidth=1.3, opacity=1
             )
-            layers.append(dots.encode(x=x, y=y, href="href:N"))
-    return _finish(alt.layer(*layers), width, height, left, right, top, bottom)
+            layers.append(dots.encode(x=x, y=y, href=alt.Href("href:N")))
+    return _finish(layers, width, height, left, right, top, bottom)
 
 
 # ------------------------------------------------------------------------------------------------ scales and words
