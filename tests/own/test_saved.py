@@ -121,7 +121,7 @@ def test_every_kind_of_data_comes_back(make: Any, tmp_path: Path) -> None:
     path = make(tmp_path)
     named = {"series": "sensor", "time": "when"} if make is long_series else {}
     trial = try_(["shorter"], on=path, seeds=1, **named)
-    arm = trial.save(tmp_path / "run")
+    arm, _ = trial.save(tmp_path / "run")
     run = load_run(tmp_path / "run")
     trained = memory.train(trial.recipes[arm], 0, torch.device("cpu"))
     assert run.classes == trained.recipe.data.classes
@@ -158,8 +158,8 @@ def test_an_exported_program_runs_without_assay_and_knows_its_preprocessing(tmp_
 def test_what_a_method_did_to_the_inputs_is_done_to_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = images(tmp_path)
     trial = try_(["rescaled"], on=path, seeds=1)
-    monkeypatch.setattr(trial, "best", lambda: ("rescaled", 0))
-    assert trial.save(tmp_path / "run") == "rescaled"
+    monkeypatch.setattr(trial, "ranked", lambda: [("rescaled", 0)])
+    assert trial.save(tmp_path / "run") == ("rescaled", 0)
     inputs = load_run(tmp_path / "run").inputs(path)
     assert inputs.min() < -0.9
 

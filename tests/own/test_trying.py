@@ -322,13 +322,23 @@ def spoilt(recipe: Recipe) -> Recipe:
     return recipe.replace(data=recipe.data._but("magic()", train=recipe.data.train))
 
 
-def test_what_cannot_be_saved_says_why(known: None, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_kept_says_why_and_the_next_best_is(
+    known: None, tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trying, "find", {"spoilt": spoilt}.__getitem__)
-    monkeypatch.setattr(trying.Trial, "best", lambda trial: ("spoilt", 0))
+    order = [("spoilt", 0), ("baseline", 0)]
+    monkeypatch.setattr(trying.Trial, "ranked", lambda trial: order)
     done = _invoke("spoilt", "--on", str(_csv(tmp_path)), "--seeds", "1")
     assert done.exit_code == 0, done.output
-    assert "spoilt is not saved, since what magic does to the inputs cannot be done again" in " ".join(done.output.split())
-    assert not (home / "runs").exists()
+    said = " ".join(done.output.split())
+    assert "the network of spoilt is not kept, since what magic does to the inputs cannot be done again" in said
+    assert "saved baseline, seed 0:" in said
+    facts = json.loads((home / "runs" / "own-1" / "run.json").read_text())
+    assert (facts["arm"], facts["trial"]["best"]["arm"]) == ("baseline", "spoilt")
+    order.pop()
+    none = _invoke("spoilt", "--on", str(_csv(tmp_path)), "--seeds", "1")
+    assert "No network is kept" in " ".join(none.output.split())
+    assert not (home / "runs" / "own-2").exists()
 
 
 def test_a_known_data_set_gets_a_validation_split(known: None, home: Path) -> None:

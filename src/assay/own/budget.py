@@ -52,7 +52,9 @@ def affordable(seconds: Mapping[str, float], seeds: int, left: float, base: str)
     while len(kept) > 2 and fewest * sum(kept.values()) > left:
         dearest = max((arm for arm in kept if arm != base), key=kept.__getitem__)
         needed = in_words(1.5 * fewest * sum(kept.values()))
-        refused[dearest] = f"a training takes about {in_words(kept.pop(dearest))}, too long for the budget: try {needed}"
+        refused[dearest] = (
+            f"a training takes about {in_words(kept.pop(dearest))}, too long for the budget: --budget {needed} would do"
+        )
     return refused
 
 

@@ -89,11 +89,11 @@ def try_methods(
     given |= {"--budget": budget, "--device": None if device == "cpu" else device}
     words = ["assay", "try", *(methods or []), *(["--all"] if everything else [])]
     command = shlex.join(words + [word for name, value in given.items() if value is not None for word in (name, value)])
-    saved = _keep(trial, out, on, command) if save else []
+    kept, saved = _keep(trial, out, on, command) if save else (None, [])
     if as_json:
         print(json.dumps({**trial.as_dict(), "command": command, "saved": saved[:1]}, indent=2, ensure_ascii=False))
     else:
-        print_trial(trial, saved)
+        print_trial(trial, kept, saved)
 
 
 def predict(
@@ -144,24 +144,24 @@ def export_model(
     print(f"wrote {out}; its outputs differ from the network's by at most {furthest:.1g}")
 
 
-def _keep(trial: Trial, out: Path | None, on: str, command: str) -> list[str]:
-    """Save the best network and the report; what could not be done becomes a note. Returns the paths."""
+def _keep(trial: Trial, out: Path | None, on: str, command: str) -> tuple[tuple[str, int] | None, list[str]]:
+    """Save the best network and the report; what could not be done becomes a note. Returns which, and the paths."""
     from assay.own.report import write_report
     from assay.own.saved import REPORT, new_folder
 
     place = out or new_folder(re.sub(r"[^\w.-]+", "-", Path(on).stem or Path(on).resolve().name).strip("-.") or "run")
     try:
-        trial.save(place, command=command)
+        kept = trial.save(place, command=command)
     except AssayError as error:
         trial.notes.append(str(error).rstrip("."))
-        return []
+        return None, []
     saved = [str(place)]
     try:
         write_report(place)
         saved.append(str(place / REPORT))
     except AssayError as error:
         trial.notes.append(str(error).rstrip("."))
-    return saved
+    return kept, saved
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from assay.errors import AssayError
+from assay.own.preparing import Unrepeatable
 
 #: Modules (and what lies below them) whose functions and classes a file may name.
 OPEN = ("assay.nn", "assay.own.networks", "assay.papers")
@@ -27,7 +28,7 @@ def describe(value: object) -> Any:
     """A model factory, or an argument of one, as plain JSON values.
 
     Raises:
-        AssayError: it has no such form: a lambda, an inner function, a tensor, a network that was made already.
+        Unrepeatable: it has no such form: a lambda, an inner function, a tensor, a network that was made already.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -45,13 +46,13 @@ def describe(value: object) -> Any:
         return {"make": _name(type(value)), "keywords": fields}
     if inspect.isfunction(value) or inspect.isclass(value):
         return {"name": _name(value)}
-    raise AssayError(f"its network is made with a {type(value).__name__}, which cannot be written as JSON")
+    raise Unrepeatable(f"its network is made with a {type(value).__name__}, which cannot be written as JSON")
 
 
 def _name(value: Any) -> str:
     module, name = getattr(value, "__module__", ""), getattr(value, "__qualname__", "")
     if not name.isidentifier() or getattr(importlib.import_module(module), name, None) is not value:
-        raise AssayError(f"its network is made by {name or value!r}, which cannot be imported by that name")
+        raise Unrepeatable(f"its network is made by {name or value!r}, which cannot be imported by that name")
     return f"{module}:{name}"
 
 

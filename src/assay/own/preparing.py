@@ -32,6 +32,10 @@ Inputs: TypeAlias = Tensor | tuple[str, ...] | pd.DataFrame
 MOST_CATEGORIES = 50
 
 
+class Unrepeatable(AssayError):
+    """Something cannot be done again from plain values. Without a full stop: it becomes part of a sentence."""
+
+
 class Step(Protocol):
     """One step of a preparation: a frozen dataclass of plain values."""
 
@@ -233,10 +237,10 @@ class Preparation:
         """With what was done to the inputs of ``before`` to make ``after``, found by doing what its history says again.
 
         Raises:
-            AssayError: the history does not tell it, or doing it again gives other test inputs.
+            Unrepeatable: the history does not tell it, or doing it again gives other test inputs.
         """
         if after.history[: len(before.history)] != before.history:
-            raise AssayError(f"{after.name} was not made from the data as they were read, so new examples cannot be made alike")
+            raise Unrepeatable(f"{after.name} was not made from the data as they were read, so new examples cannot be made alike")
         data, found = before, self
         for line in after.history[len(before.history) :]:
             name, arguments = _call(line)
@@ -245,7 +249,7 @@ class Preparation:
                 data = encode(data, **arguments)
                 continue
             if name not in ("normalise", "rescale", "flip_labels", "subset", "long_tail", "holdout"):
-                raise AssayError(f"what {line.partition('(')[0]} does to the inputs cannot be done again to new examples")
+                raise Unrepeatable(f"what {line.partition('(')[0]} does to the inputs cannot be done again to new examples")
             train = data.train.inputs
             if isinstance(train, Tensor) and name == "normalise":
                 found = found.then(Line.standard(train))
@@ -255,7 +259,7 @@ class Preparation:
         ours, theirs = Preparation(self.form, found.steps[len(self.steps) :])(before.test.inputs), after.test.inputs
         same = torch.equal(ours, theirs) if isinstance(ours, Tensor) and isinstance(theirs, Tensor) else ours == theirs
         if not same:
-            raise AssayError("its inputs are not those that its history tells, so new examples cannot be made alike")
+            raise Unrepeatable("its inputs are not those that its history tells, so new examples cannot be made alike")
         return found
 
 

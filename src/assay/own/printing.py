@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from assay.own.trying import Trial
 
 
-def print_trial(trial: Trial, saved: Sequence[str] = ()) -> None:
+def print_trial(trial: Trial, kept: tuple[str, int] | None = None, saved: Sequence[str] = ()) -> None:
     """A table of the arms with verdicts, and what a reader should know.
 
     Args:
         trial: what was found.
+        kept: arm and seed of the network that was saved.
         saved: the folder of the run, and its report.
     """
     from assay.own.trying import BASELINE
@@ -48,9 +49,9 @@ def print_trial(trial: Trial, saved: Sequence[str] = ()) -> None:
         out.print(f"[yellow]left out[/] {escape(method)}: {escape(why)}.", highlight=False)
     for note in trial.notes:
         out.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
-    best = trial.best()
-    if saved and best is not None:
-        said = f"saved {best[0]}, seed {best[1]}, best on validation: {saved[0]}"
+    if saved and kept is not None:
+        why = ", best on validation" if kept == trial.best() and trial.valid else ""
+        said = f"saved {kept[0]}, seed {kept[1]}{why}: {saved[0]}"
         out.print(escape(said), highlight=False, soft_wrap=True)
         out.print(f"  [dim]assay predict {escape(shlex.quote(saved[0]))} --on NEW[/]", highlight=False, soft_wrap=True)
     if len(saved) > 1:

@@ -187,9 +187,11 @@ def _arm(name: str, found: Mapping[str, Any], trial: Mapping[str, Any], kept: st
 def _chosen(facts: Mapping[str, Any]) -> str:
     if facts["chosen"] == "no validation":
         return "Without a validation split nothing can be chosen: the first baseline is kept."
+    best = facts["trial"]["best"]
+    first = "" if best is None or best["arm"] == facts["arm"] else " that can be kept"
     return (
-        f"Kept is {facts['arm']}, seed {facts['seed']}: the arm with the best mean on the validation split over seeds, and "
-        "of its seeds the best there. The test split had no say in it."
+        f"Kept is {facts['arm']}, seed {facts['seed']}: the arm{first} with the best mean on the validation split over seeds, "
+        "and of its seeds the best there. The test split had no say in it."
     )
 
 

@@ -28,7 +28,7 @@ from assay.lab.machine import machine, now, versions
 from assay.own.factories import build, describe
 from assay.own.fresh import CHUNK, stream, together
 from assay.own.material import Material
-from assay.own.preparing import Preparation
+from assay.own.preparing import Preparation, Unrepeatable
 from assay.paths import folder, runs_dir
 from assay.train.loop import Trained
 
@@ -112,7 +112,8 @@ def save_run(place: Path, trained: Trained, seed: int, preparation: Preparation,
         facts: what else to keep, as plain JSON values.
 
     Raises:
-        AssayError: the network cannot be made again without pickle, or the folder holds other things.
+        AssayError: the folder holds other things.
+        Unrepeatable: the network cannot be made again without pickle.
     """
     if place.exists() and (not place.is_dir() or (any(place.iterdir()) and not (place / FACTS).is_file())):
         raise AssayError(f"{place} holds other things than a run: name a new or an empty folder with --out.")
@@ -137,12 +138,15 @@ def save_run(place: Path, trained: Trained, seed: int, preparation: Preparation,
         **facts,
     }
     state = {name: value.cpu() for name, value in trained.model.state_dict().items()}
-    again = _made(json.loads(json.dumps(plain, allow_nan=False)), state, trusted=_roots(factory))
+    try:
+        again = _made(json.loads(json.dumps(plain, allow_nan=False)), state, trusted=_roots(factory))
+    except AssayError as error:
+        raise Unrepeatable(f"its network cannot be made again ({str(error).rstrip('.')})") from error
     few = inputs[:16]
     with torch.no_grad():
         ours, theirs = again(few), trained.model(few.to(next(trained.model.parameters()).device)).cpu()
     if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5, equal_nan=True):
-        raise AssayError("its network, made again from its saved weights, gives other outputs")
+        raise Unrepeatable("its network, made again from its weights, gives other outputs")
     folder(place)
     save_tensors(place / WEIGHTS, state, {"kind": "run", "made": plain["made"]})
     write_json(place / FACTS, plain)

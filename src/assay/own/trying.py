@@ -26,7 +26,7 @@ from assay.own.baselines import baseline, reference, reference_name, reference_v
 from assay.own.budget import TimeIsOver, affordable, alarm, training_seconds
 from assay.own.methods import DoesNotFit, changes, every, find, there, treated, words
 from assay.own.named import Named
-from assay.own.preparing import Preparation, form_of, prepared
+from assay.own.preparing import Preparation, Unrepeatable, form_of, prepared
 from assay.own.reading import understand
 from assay.own.saved import save_run
 from assay.paper import Cost, Higher, Score
@@ -88,50 +88,53 @@ class Trial:
         """Method -> p-value corrected for the number of methods (Benjamini-Hochberg)."""
         return dict(zip(self.verdicts, adjust(verdict.p for verdict in self.verdicts.values()), strict=True))
 
-    def best(self) -> tuple[str, int] | None:
-        """The network to keep: its arm and its seed; ``None`` where nothing was trained.
+    def ranked(self) -> list[tuple[str, int]]:
+        """Arms with their best seeds, in the order in which their networks are worth keeping.
 
-        The arm with the best mean on the *validation* split, and of its seeds the best there; the test split has no say, so
-        that the scores on it stay honest. Of equals the first: the baseline before the methods. Without a validation split
-        it is the first seed of the baseline.
+        By the mean on the *validation* split, and of an arm's seeds the best there; the test split has no say, so that the
+        scores on it stay honest. Of equals the first comes first: the baseline before the methods. Without a validation split
+        nothing is known but that the baseline is plain.
         """
-        there = [arm for arm in self.recipes if self.arms.get(arm)]
-        if not there:
-            return None
-        judged = [arm for arm in there if self.valid.get(arm)]
+        judged = [arm for arm in self.recipes if self.valid.get(arm)]
         if not judged:
-            return there[0], min(self.arms[there[0]])
-        arm = max(judged, key=lambda name: statistics.fmean(self.valid[name].values()))
-        return arm, max(self.valid[arm], key=lambda seed: (self.valid[arm][seed], -seed))
+            first = [(arm, min(self.arms[arm])) for arm in self.recipes if self.arms.get(arm)]
+            return first[:1]
+        order = sorted(judged, key=lambda arm: -statistics.fmean(self.valid[arm].values()))
+        return [(arm, max(self.valid[arm], key=lambda seed: (self.valid[arm][seed], -seed))) for arm in order]
 
-    def save(self, place: Path, **facts: Any) -> str:
+    def best(self) -> tuple[str, int] | None:
+        """Arm and seed of the network that is best on validation (:meth:`ranked`); ``None`` where nothing was trained."""
+        return next(iter(self.ranked()), None)
+
+    def save(self, place: Path, **facts: Any) -> tuple[str, int]:
         """Keep the best network with its preprocessing and all that was found (:mod:`assay.own.saved`).
+
+        Where it cannot be kept without pickle, or its inputs cannot be made again from new examples, the next best is, and a
+        note says why.
 
         Args:
             place: a new or empty folder.
             **facts: what else to keep, as plain JSON values.
 
         Returns:
-            The arm that was kept.
+            Arm and seed of the network that was kept.
 
         Raises:
-            AssayError: nothing was trained, or the network cannot be kept without pickle.
+            AssayError: nothing was trained, or no network can be kept.
         """
-        chosen = self.best()
-        if chosen is None:
-            raise AssayError("Nothing was trained, so there is nothing to save: give more time.")
-        arm, seed = chosen
-        recipe, plain = self.recipes[arm], self.recipes[BASELINE]
-        trained = memory.train(recipe, seed, self.device)
-        try:
-            # The baseline may encode texts, and a method may scale images: both are in the history of the recipe's data.
-            preparation = self.preparation.followed(self._read or plain.data, recipe.data)
-            save_run(place, trained, seed, preparation, {"arm": arm, **self._facts(arm, recipe, plain), **facts})
-        except AssayError as error:
-            if str(error).endswith("."):
-                raise
-            raise AssayError(f"{arm} is not saved, since {error}: the other results are complete.") from error
-        return arm
+        plain = self.recipes[BASELINE]
+        for arm, seed in self.ranked():
+            recipe = self.recipes[arm]
+            trained = memory.train(recipe, seed, self.device)
+            try:
+                # The baseline may encode texts, and a method may scale images: both are in the history of the recipe's data.
+                preparation = self.preparation.followed(self._read or plain.data, recipe.data)
+                save_run(place, trained, seed, preparation, {"arm": arm, **self._facts(arm, recipe, plain), **facts})
+            except Unrepeatable as error:
+                self.notes.append(f"the network of {arm} is not kept, since {error}")
+                continue
+            return arm, seed
+        raise AssayError("No network is kept: nothing was trained, or none can be made again from plain values.")
 
     def _facts(self, arm: str, recipe: Recipe, plain: Recipe) -> dict[str, Any]:
         return {
