@@ -66,6 +66,16 @@ def test_news_are_what_changed_newest_first(claims: dict[str, Any]) -> None:
     assert digest.news([ELR])[3].claims[1].measured == ""  # its numbers have been replaced since
 
 
+def test_what_went_stale_at_once_is_one_piece_of_news(claims: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "is_stale", lambda paper, name, entry: True)
+    monkeypatch.setattr(digest, "_changed", lambda paper, claim: "2026-03-02" if claim == THIRD else "2026-03-01")
+    alone, together = (one for one in digest.news([ELR]) if one.kind == "stale")
+    assert ([claim.name for claim in alone.claims], alone.rerun) == ([THIRD], f"assay run elr:{THIRD}")
+    assert [claim.name for claim in together.claims] == [FIRST, SECOND]
+    assert together.rerun == f"assay run elr:{FIRST} elr:{SECOND}"
+    assert "\n\n3 stale claims.\n" in digest.markdown([alone, together], "2026-03-01")
+
+
 def test_names_stay_when_more_happens(claims: dict[str, Any], tmp_path: Path) -> None:
     before = {one.name for one in digest.news([ELR])}
     assert len(before) == 4
@@ -91,12 +101,12 @@ def test_a_letter_tells_what_is_new_since_a_day(claims: dict[str, Any]) -> None:
 
 
 def test_words_of_a_paper_are_no_markup(claims: dict[str, Any]) -> None:
-    title, link = "<script>*Bold* [x](http://y)", "javascript:alert(1)"
+    title, link = "<script>*Bold* _it_ snake_case [x](http://y) ~~no~~", "javascript:alert(1)"
     evil = replace(ELR, title=title, summary="<img src=x>", link=link)
     page = digest.html(digest.markdown(digest.news([evil]), "2026-01-01"))
-    assert "&lt;script&gt;*Bold* [x](http://y)" in page
+    assert "&lt;script&gt;*Bold* _it_ snake_case [x](http://y) ~~no~~" in page
     assert "&lt;img src=x&gt;" in page
-    for markup in ("<script", "<img", "<em>Bold", "javascript:", "<a "):
+    for markup in ("<script", "<img", "<em>Bold", "<em>it", "<s>", "javascript:", "<a "):
         assert markup not in page
 
 

@@ -70,7 +70,7 @@ class News:
         when: date or time in UTC, ISO 8601.
         kind: ``new paper``, ``new verdict``, ``changed verdict`` or ``stale``.
         paper: which paper.
-        claims: which claims; several only for a new paper.
+        claims: which claims; one where a verdict is new or has changed.
     """
 
     when: str
@@ -92,7 +92,9 @@ class News:
     @property
     def rerun(self) -> str:
         """The command that measures it again."""
-        return f"assay run {self.paper.key}" + (f":{self.claims[0].name}" if self.kind != PAPER else "")
+        if self.kind == PAPER:
+            return f"assay run {self.paper.key}"
+        return " ".join(["assay run", *(f"{self.paper.key}:{claim.name}" for claim in self.claims)])
 
 
 def news(papers: Iterable[catalogue.Paper]) -> list[News]:
@@ -128,7 +130,7 @@ def day(text: str) -> str:
 def _of_paper(paper: catalogue.Paper) -> list[News]:
     entries = evidence.recorded(paper.key)
     steps: list[tuple[str, Judged]] = []
-    found: list[News] = []
+    stale: dict[str, list[Judged]] = {}
     for text in catalogue.claim_texts(paper):
         entry = entries.get(text.name)
         if entry is None:
@@ -141,7 +143,8 @@ def _of_paper(paper: catalogue.Paper) -> list[News]:
             before = earlier["verdict"]
         if evidence.is_stale(paper, text.name, entry):
             judged = Judged(text.name, text.statement, entry["verdict"], entry["verdict"], {})
-            found.append(News(_changed(paper, text.name), STALE, paper, (judged,)))
+            stale.setdefault(_changed(paper, text.name), []).append(judged)
+    found = [News(when, STALE, paper, tuple(judged)) for when, judged in stale.items()]
     if steps:
         first = min(when for when, _ in steps)
         found.append(News(first, PAPER, paper, tuple(judged for when, judged in steps if _opens(when, judged, first))))
@@ -227,7 +230,8 @@ def html(text: str) -> str:
 
 def _tally(kinds: Mapping[str, list[News]]) -> str:
     words = ((PAPER, "new paper"), (VERDICT, "further verdict"), (CHANGED, "changed verdict"), (STALE, "stale claim"))
-    counts = [f"{len(kinds[kind])} {word}{'s' if len(kinds[kind]) != 1 else ''}" for kind, word in words if kinds[kind]]
+    sizes = {kind: len(there) if kind == PAPER else sum(len(one.claims) for one in there) for kind, there in kinds.items()}
+    counts = [f"{sizes[kind]} {word}{'s' if sizes[kind] != 1 else ''}" for kind, word in words if sizes[kind]]
     return f"{', '.join(counts)}." if counts else "Nothing is new."
 
 
@@ -246,13 +250,13 @@ def _claim_text(claim: Judged, paper: catalogue.Paper | None = None) -> str:
 
 
 def _stale_text(one: News) -> str:
-    [claim] = one.claims
-    return f"- {_plain(one.paper.key)}: {_plain(claim.name.replace('_', ' '))} ({claim.verdict}) `{one.rerun}`"
+    claims = ", ".join(f"{_plain(claim.name.replace('_', ' '))} ({claim.verdict})" for claim in one.claims)
+    return f"- {_plain(one.paper.key)}: {claims} `{one.rerun}`"
 
 
 def _plain(text: str) -> str:
-    """Text that stays text in Markdown."""
-    return re.sub(r"([\\`*_\[\]<>#|~])", r"\\\1", " ".join(text.split()))
+    """Text that stays text in Markdown, and stays readable where nobody renders it: underscores inside words mean nothing."""
+    return re.sub(r"[\\`*\[\]<~]|(?<!\w)_|_(?!\w)", lambda found: f"\\{found[0]}", " ".join(text.split()))
 
 
 def spelt(when: str) -> str:
