@@ -59,6 +59,7 @@ def facts(**trial: object) -> dict[str, object]:
         },
         "changed": {"good": {"loss": f"Loss({EVIL})"}},
         "refused": {"images-only": f"it needs {EVIL}"},
+        "best": {"arm": "good", "seed": 1},
         "notes": [EVIL],
     }
     return {

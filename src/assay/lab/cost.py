@@ -213,7 +213,9 @@ def summary(costs: Costs, rates: Rates, seeds: int) -> dict[str, Any]:
         "rates": asdict(rates),
         "papers": papers,
         "total": _totals(costs, costs.claims, rates, seeds),
-        "claims": [asdict(one) | {"works": [{"mark": mark, **asdict(costs.works[mark])} for mark in one.works]} for one in costs.claims],
+        "claims": [
+            asdict(one) | {"works": [{"mark": mark, **asdict(costs.works[mark])} for mark in one.works]} for one in costs.claims
+        ],
         "longest": {name: _longest(some) for name, some in units.items()},
         "machines": [
             {"machines": count, **{name: makespan([hours for _, hours in some], count) for name, some in units.items()}}
