@@ -314,8 +314,8 @@ def print_costs(found: Mapping[str, Any]) -> None:
     for paper, *cells in _cost_rows(found):
         table.add_row(f"[bold]{paper}[/]", *cells)
     out.print(table)
-    for claim, text in _not_seen(found):
-        out.print(Padding(f"[dim]{claim}[/] {escape(text)}", (0, 2)))
+    for text, claims in _not_seen(found).items():
+        out.print(Padding(f"{escape(text)} [dim]({', '.join(claims)})[/]", (0, 2)))
     out.print(
         f"{found['scale']} scale, {found['seeds']} seeds. asked, once: trainings that claims ask for, and distinct ones; "
         f"core h: work without a network, on a core. Longest unit: {found['longest']['float32']['unit']}.",
@@ -333,7 +333,7 @@ def costs_markdown(found: Mapping[str, Any]) -> str:
     for columns, rows in ((_COST_COLUMNS, _cost_rows(found)), (_MACHINE_COLUMNS, _machine_rows(found))):
         sides = ["---" if name in ("paper", "how") else "---:" for name in columns]
         text += ["\n".join("| " + " | ".join(row) + " |" for row in (columns, sides, *rows))]
-    notes = "\n".join(f"- `{claim}`: {why}" for claim, why in _not_seen(found))
+    notes = "\n".join(f"- {why}: {', '.join(f'`{claim}`' for claim in claims)}" for why, claims in _not_seen(found).items())
     return "\n\n".join([text[0], *([notes] if notes else []), text[1]])
 
 
@@ -356,12 +356,13 @@ def _machine_rows(found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [(f"{row['machines']:,}", _amount(row["float32"]), _amount(row["bfloat16"])) for row in found["machines"]]
 
 
-def _not_seen(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [
-        (f"{one['paper']}:{one['claim']}", text)
-        for one in found["claims"]
-        for text in ([f"not counted: {one['error']}"] if one["error"] else one["notes"])
-    ]
+def _not_seen(found: Mapping[str, Any]) -> dict[str, list[str]]:
+    """What was not counted and why -> of which claims."""
+    reasons: dict[str, list[str]] = {}
+    for one in found["claims"]:
+        for text in [f"not counted, {one['error']}"] if one["error"] else one["notes"]:
+            reasons.setdefault(text.strip(), []).append(f"{one['paper']}:{one['claim']}")
+    return reasons
 
 
 def _amount(number: float) -> str:

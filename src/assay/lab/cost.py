@@ -288,7 +288,7 @@ def _cost_of(paper: Paper, claim: Claim, costs: Costs, budget: float) -> ClaimCo
         found.error = str(error)
     except Exception as error:
         # An untrained network and stand-ins for results are not what a claim was written for.
-        found.notes.append(f"seen until {type(error).__name__}: {error}"[:200])
+        found.notes.append(f"what follows was not seen, for it was given stand-ins ({type(error).__name__}: {error})"[:200])
     finally:
         lab.close()
     mark = f"own {paper.key}:{claim.name}"
@@ -296,7 +296,7 @@ def _cost_of(paper: Paper, claim: Claim, costs: Costs, budget: float) -> ClaimCo
     if lab.unfinished or cut:
         seconds = _from_evidence(paper, claim, costs, found, budget)
         if seconds is None:
-            found.notes.append(f"other work not counted: it did not end within {budget:.0f} s and there is no laptop evidence")
+            found.notes.append("work besides trainings is left out: it did not end in time, and there is no laptop evidence")
         else:
             costs.works[mark] = Work("work besides trainings", "extrapolated", seconds=seconds)
             found.works.append(mark)
@@ -358,7 +358,7 @@ class _CostLab(Lab):
             self.found.works.append(mark)
             if recipe.hooks:
                 names = ", ".join(sorted({type(hook).__name__ for hook in recipe.hooks}))
-                note = f"without the work of {names} during training"
+                note = f"the work of {names} during training is left out"
                 self.found.notes += [note] if note not in self.found.notes else []
             return _Untrained(recipe, model.eval(), _History(recipe.epochs), 1.0, _parameters(model), 0, _Memory(recipe.epochs))
 
