@@ -148,6 +148,25 @@ def test_an_unreadable_ledger_is_one_sentence(home: Path) -> None:
         Ledger()
 
 
+def test_says_what_it_has_and_what_came_last(ledger_url: str) -> None:
+    ledger = Ledger(ledger_url)
+    ledger.add([row(0, curves={"a": {"y": [1.0]}}), row(1), row(2, status="crashed"), row(0, claim="other", scale="laptop")])
+    found = ledger.measured()
+    assert [one[:5] for one in found] == [("k", "c", "smoke", "cpu", "f"), ("k", "other", "laptop", "cpu", "f")]
+    newest = found[0][5]
+    ledger.add([row(3)])
+    assert ledger.measured()[0][5] > newest  # somebody who remembers the number sees that there is more
+    assert [(one.claim, one.seed, one.curves) for one in ledger.latest(2)] == [("c", 3, {}), ("other", 0, {})]
+
+
+def test_looking_for_a_ledger_makes_none(home: Path) -> None:
+    assert not module.exists()
+    Ledger()
+    assert module.exists()
+    assert module.exists("postgresql+psycopg://somewhere/units")
+    assert module.exists("nonsense")  # whoever opens it is told what is wrong
+
+
 @pytest.mark.parametrize(
     "url", ["nonsense", "nodatabase://x", "mysql+pymysql://me:secret@there/units", "sqlite:////dev/null/x/ledger.sqlite"]
 )

@@ -1,8 +1,9 @@
 """Evidence: verdicts recorded into the repository, ``evidence/<key>.json``, with all that they rest on.
 
 The file holds every arm's value of every seed, the curves (mean over seeds and the seeds' range), intervals, prices,
-machine, versions, date and the fingerprint of the code. Evidence whose code has changed since is *stale*, which is told
-from the source files alone. Made by :mod:`assay.lab.results`; reading it needs neither torch nor a database.
+machine, versions, date and the fingerprint of the code; and when it was recorded, and what had been recorded before
+(``history``). Evidence whose code has changed since is *stale*, which is told from the source files alone. Made by
+:mod:`assay.lab.results`; reading it needs neither torch nor a database.
 """
 
 from __future__ import annotations

@@ -110,7 +110,10 @@ _MAKING_TABLES = 0x61737361
 
 def exists(url: str | None = None) -> bool:
     """Whether there is a ledger to read: any database that is named, or a file that has been made."""
-    there = sa.make_url(url or ledger_url())
+    try:
+        there = sa.make_url(url or ledger_url())
+    except sa.exc.ArgumentError:
+        return True  # whoever opens it is told what is wrong
     return there.get_backend_name() != "sqlite" or Path(there.database or "").is_file()
 
 
