@@ -66,9 +66,9 @@ def understood(path: Path, frame: pd.DataFrame, named: Named, notes: list[str]) 
     Raises:
         AssayError: a column is missing, or nothing can be learnt from what is there.
     """
-    repeated = [str(name) for name in frame.columns[frame.columns.duplicated()]]
-    if repeated:
-        raise AssayError(f"{path} has several columns called {repeated[0]!r}: give each a name of its own.")
+    twice = frame.columns[frame.columns.duplicated()]
+    if len(twice):
+        raise AssayError(f"{path} has two columns called {twice[0]!r}: give each a name of its own.")
     named = replace(named, target=target_of(path, list(frame), named))
     assert named.target is not None
     frame = rows_with(frame, named.target, notes)
@@ -233,13 +233,14 @@ def _flat(path: Path, file: Any, notes: list[str]) -> list[str]:
 @contextmanager
 def _opened_parquet(path: Path) -> Iterator[Any]:
     need_pyarrow(path)
-    import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path, memory_map=True) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except AssayError:
+        raise
+    except Exception as error:  # a damaged file fails in a dozen ways, also when it is made into a frame
         raise AssayError(
             f"{path} is no readable Parquet file ({type(error).__name__}): write it anew, or save it as CSV."
         ) from error
@@ -357,6 +358,9 @@ def _dialect(path: Path, notes: list[str]) -> dict[str, Any]:
     cells = [cell.strip().strip('"') for cell in plain.split(separator)]
     if all(re.fullmatch(r"[-+]?\d*[.,]\d+(e[-+]?\d+)?", cell, re.IGNORECASE) for cell in cells):
         raise AssayError(f"The first line of {path} holds numbers, not names: give it a line of column names.")
+    twice = next((name for name in cells if name and cells.count(name) > 1), None)
+    if twice is not None:
+        raise AssayError(f"{path} has two columns called {twice!r}: give each a name of its own.")
     comma = separator == ";" and re.search(r"(^|;)\d+,\d+(;|$)", content, re.MULTILINE) is not None
     return {"encoding": encoding, "sep": separator, "decimal": "," if comma else "."}
 
@@ -512,7 +516,7 @@ def as_times(path: Path, column: pd.Series) -> NDArray[np.float64]:
         AssayError: naming the first row that has neither.
     """
     numbers = pd.to_numeric(column, errors="coerce")
-    if numbers.isna().any():
+    if numbers.isna().mean() > 0.5:
         moments = pd.to_datetime(column, errors="coerce", format="mixed", utc=True)
         numbers = moments.astype("int64").astype(np.float64).where(moments.notna())
     if numbers.isna().any():
