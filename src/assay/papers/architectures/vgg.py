@@ -188,7 +188,7 @@ def _recipe(lab: Lab, config: str, batch_norm: bool = True) -> Recipe:
     data = lab.data(lab.pick(smoke="digits", laptop="fashion-mnist", full="cifar10"))
     if lab.scale != "full":
         data = data.subset(
-            train=lab.pick(smoke=256, laptop=3000, full=0), test=lab.pick(smoke=100, laptop=5000, full=0), seed=lab.seed
+            train=lab.pick(smoke=256, laptop=2000, full=0), test=lab.pick(smoke=100, laptop=4000, full=0), seed=lab.seed
         )
     return Recipe(
         data.normalise(),
@@ -204,15 +204,15 @@ def _recipe(lab: Lab, config: str, batch_norm: bool = True) -> Recipe:
         optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4),
         schedule=partial(steps_at, at=(0.5, 0.75), gamma=0.1) if lab.scale == "full" else partial(warmup_cosine, warmup=0.1),
         augment=flip_and_crop if lab.scale == "full" else None,
-        epochs=lab.pick(smoke=1, laptop=8, full=160),
+        epochs=lab.pick(smoke=1, laptop=6, full=160),
         batch_size=64,
         watch=(),
     )
 
 
 _SCALED_DOWN = (
-    "3,000 Fashion-MNIST images of 28x28 instead of ImageNet at 224x224, an eighth of the planes, mean and one linear layer "
-    "instead of three linear layers, 8 epochs, no augmentation"
+    "2,000 Fashion-MNIST images of 28x28 instead of ImageNet at 224x224, an eighth of the planes, mean and one linear layer "
+    "instead of three linear layers, 6 epochs, no augmentation"
 )
 _NORMALISED = _SCALED_DOWN + "; with batch normalisation, which the paper did not have yet."
 
