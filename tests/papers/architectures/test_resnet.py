@@ -295,12 +295,15 @@ def test_treatment_refuses_what_has_no_images_or_no_classes(table: Dataset) -> N
 
 def test_responses_are_measured_before_the_addition() -> None:
     torch.manual_seed(0)
-    model = cifar_resnet(8, width=4).train()
-    found = responses(model, torch.randn(64, 3, 8, 8))
-    assert len(found) == 7  # every 3x3 convolution, the first included
-    assert found == pytest.approx([1.0] * 7, abs=0.01)  # in training mode normalisation just made it so
+    model, images = cifar_resnet(8, width=4).eval(), torch.randn(64, 3, 8, 8)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = responses(model, images)
+    assert found == pytest.approx([1.0] * 7, abs=0.01)  # every 3x3 convolution, normalised over these images
     nn.init.constant_(model.stages[1][0].body[1].norm.weight, 3.0)
-    assert responses(model, torch.randn(64, 3, 8, 8))[4] == pytest.approx(3.0, abs=0.03)
+    assert responses(model, images)[4] == pytest.approx(3.0, abs=0.03)
+    nn.init.ones_(model.stages[1][0].body[1].norm.weight)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
     assert not any(module._forward_hooks for module in model.modules())
 
 
