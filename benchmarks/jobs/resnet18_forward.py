@@ -9,6 +9,7 @@ import _networks
 JOB = "ResNet-18 forward, 32 x 3 x 64 x 64 and 4 x 3 x 224 x 224"
 WANTED = {"torchvision": 1.0, "timm": 1.0}
 ROUNDS = 5
+PROCESSOR_TIME = True
 agree = _networks.agree
 
 

@@ -10,6 +10,7 @@ from torch import nn
 JOB = "VGG-11-BN forward + backward without dropout, 8 x 3 x 64 x 64 and 1 x 3 x 224 x 224"
 WANTED = {"torchvision": 1.0}
 ROUNDS = 5
+PROCESSOR_TIME = True
 SHAPES = ((8, 3, 64, 64), (1, 3, 224, 224))
 agree = _networks.agree
 
