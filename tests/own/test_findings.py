@@ -11,6 +11,7 @@ import pytest
 from assay.data import load
 from assay.own import findings
 from assay.own.findings import (
+    Near,
     auc_error,
     confident_joint,
     constant_columns,
@@ -201,12 +202,23 @@ def test_nearly_the_same_images() -> None:
     images[77] = 0.5  # without any variation: like nothing
     images[78] = 0.5
     assert near_repeats(images, 0.995) == [(10, 1400)]
+    images[1300] = images[1400]
+    assert near_repeats(images, 0.995, first=1200) == [(10, 1300), (10, 1400)]  # not with each other
+
+
+def test_nearly_the_same_across_the_splits() -> None:
+    marks = np.arange(100)
+    found = repeats(marks, marks + 100, np.zeros(100, np.int64), Near(within=((3, 50),), across=2, train=100, test=100))
+    assert found.severity == "look"
+    assert found.rows == (50,)
+    assert "1 more of 100 are nearly the same as one before, 2 of 100 in the test" in found.words
 
 
 def test_nearly_the_same_texts() -> None:
     story = "the cat sat on the mat and looked at the moon for a very long time"
     texts = ["something else altogether is said in this one", story, "short", story + " today", "short"]
     assert near_texts(texts) == [(1, 3)]
+    assert near_texts([*texts, story + " tomorrow"], first=3) == [(1, 3), (1, 5)]
 
 
 # ---------------------------------------------------------------------------------------------------- columns

@@ -243,16 +243,34 @@ def few_examples(
 # ---------------------------------------------------------------------------------------------------- repeats
 
 
-def repeats(train: Ints, test: Ints, labels: NDArray[Any], near: Sequence[tuple[int, int]] = (), chance: float = 0.0) -> Finding:
+@dataclass(frozen=True)
+class Near:
+    """Examples that are nearly the same, found among some that were looked at closely.
+
+    Args:
+        within: pairs of positions in training, the earlier first.
+        across: test examples that are nearly the same as one in training.
+        train: how many of training were looked at.
+        test: how many of the test.
+    """
+
+    within: tuple[tuple[int, int], ...] = ()
+    across: int = 0
+    train: int = 1
+    test: int = 1
+
+
+def repeats(train: Ints, test: Ints, labels: NDArray[Any], near: Near | None = None, chance: float = 0.0) -> Finding:
     """Examples that occur more than once: the value is the share of training examples that an earlier one repeats.
 
     Args:
         train: (N,) a number for each training example, the same where the content is the same.
         test: (M,) the same for the test.
         labels: (N,) of the training examples.
-        near: pairs of positions in training that are nearly the same.
+        near: those that are nearly the same; ``None`` where that was not looked for.
         chance: the share of repeats that there would be if the columns had nothing to do with each other.
     """
+    near = near or Near()
     _, first, inverse = np.unique(train, return_index=True, return_inverse=True)
     again = np.flatnonzero(first[inverse] != np.arange(len(train)))
     share = len(again) / max(len(train), 1)
@@ -262,19 +280,21 @@ def repeats(train: Ints, test: Ints, labels: NDArray[Any], near: Sequence[tuple[
     words = f"{len(again)} of {len(train)} training examples occur before"
     if len(contrary):
         words += f", {len(contrary)} of them with another label"
-    if near:
-        words += f"; {len(near)} more are nearly the same as another"
     words += f"; {int(across.sum())} of {len(test)} test examples occur in training"
-    excess = max(0.0, share - chance)
+    if near.within or near.across:
+        words += f"; {len(near.within)} more of {near.train} are nearly the same as one before"
+        words += f", {near.across} of {near.test} in the test nearly as one in training"
+    excess = max(0.0, share - chance, len(near.within) / near.train)
+    leak = max(0.0, leaked - chance, near.across / near.test)
     severity: Severity = "fine"
-    if (excess >= 0.01 and len(again) > 2) or len(near) >= max(3, 0.01 * len(train)) or leaked - chance >= 0.005:
-        severity = "act" if leaked - chance >= 0.05 or len(contrary) >= 0.05 * len(train) else "look"
+    if (excess >= 0.01 and len(again) + len(near.within) > 2) or leak >= 0.005:
+        severity = "act" if leak >= 0.05 or len(contrary) >= 0.05 * len(train) else "look"
     advice = ""
     if severity != "fine":
-        advice = "keep repeats in one split (--group) and remove those that contradict" if leaked else "remove the repeats"
-    else:
-        words += " (as many as columns of few values give by chance)" if share > 0.01 else ""
-    rows = np.array([*contrary, *again, *(b for _, b in near)], dtype=np.int64)
+        advice = "keep repeats in one split (--group) and remove those that contradict" if leak else "remove the repeats"
+    elif share > 0.01:
+        words += " (as many as columns of few values give by chance)"
+    rows = np.array([*contrary, *again, *(later for _, later in near.within)], dtype=np.int64)
     return Finding("duplicates", share, words, severity, _some(rows), advice=advice)
 
 
@@ -285,12 +305,13 @@ def repeats_by_chance(frame: pd.DataFrame, seed: int = 0) -> float:
     return float(mixed.duplicated().mean())
 
 
-def near_repeats(vectors: Floats, alike: float, block: int = 1024) -> list[tuple[int, int]]:
-    """Pairs of different rows whose cosine is at least ``alike``; each row is named once, with the earliest like it.
+def near_repeats(vectors: Floats, alike: float, first: int | None = None, block: int = 1024) -> list[tuple[int, int]]:
+    """Pairs of rows whose cosine is at least ``alike``: (earlier, later). Each later row is named once, with the nearest.
 
     Args:
         vectors: (N, D) numbers; rows are centred and scaled first. Rows without any variation are left out.
         alike: least cosine.
+        first: only these first rows count as earlier ones; ``None`` is all. So the rest is compared with them alone.
         block: rows that are compared at a time.
     """
     centred = vectors - vectors.mean(axis=1, keepdims=True)
@@ -299,7 +320,7 @@ def near_repeats(vectors: Floats, alike: float, block: int = 1024) -> list[tuple
     units[length < 1e-9] = 0
     pairs = []
     for begin in range(0, len(units), block):
-        cosines = units[begin : begin + block] @ units[: begin + block].T
+        cosines = units[begin : begin + block] @ units[: min(begin + block, first or len(units))].T
         rows = np.arange(begin, begin + len(cosines))
         cosines[np.arange(cosines.shape[1])[None, :] >= rows[:, None]] = -1  # earlier rows only
         best = cosines.argmax(axis=1) if cosines.shape[1] else np.zeros(0, np.int64)
@@ -308,15 +329,15 @@ def near_repeats(vectors: Floats, alike: float, block: int = 1024) -> list[tuple
     return pairs
 
 
-def near_texts(texts: Sequence[str], alike: float = 0.8, block: int = 512) -> list[tuple[int, int]]:
-    """Pairs of texts that share most of their triples of words: (earlier, later)."""
+def near_texts(texts: Sequence[str], alike: float = 0.8, first: int | None = None, block: int = 512) -> list[tuple[int, int]]:
+    """Pairs of texts that share most of their triples of words: (earlier, later); arguments as for :func:`near_repeats`."""
     from sklearn.feature_extraction.text import HashingVectorizer
 
     triples = HashingVectorizer(ngram_range=(3, 3), binary=True, norm="l2", alternate_sign=False, n_features=2**18)
     vectors = triples.transform(texts)
     pairs = []
     for begin in range(0, vectors.shape[0], block):
-        cosines = (vectors[begin : begin + block] @ vectors.T).tocoo()
+        cosines = (vectors[begin : begin + block] @ vectors[: first or len(texts)].T).tocoo()
         later = cosines.row + begin
         keep = (cosines.col < later) & (cosines.data >= alike)
         earliest: dict[int, int] = {}

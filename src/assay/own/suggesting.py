@@ -31,7 +31,7 @@ from assay.errors import AssayError
 from assay.lab import evidence
 from assay.nn.text import words
 from assay.own import baselines, findings, methods, offers, probing
-from assay.own.findings import Finding
+from assay.own.findings import Finding, Near
 from assay.own.material import Material, lay_out, marks, prepare
 from assay.own.named import Named
 from assay.own.opening import known, subject_of
@@ -296,17 +296,26 @@ def _in_training(finding: Finding, rows: NDArray[np.int64]) -> Finding:
 
 
 def _repeats(ground: Ground, seed: int) -> Iterator[Finding]:
+    train = ground.data.train
+    chance = findings.repeats_by_chance(ground.frame.iloc[: len(train)]) if ground.frame is not None else 0.0
+    near = _near(ground, seed) if ground.frame is None else None
+    yield findings.repeats(ground.train_marks, ground.test_marks, train.labels.numpy(), near, chance)
+
+
+def _near(ground: Ground, seed: int) -> Near:
+    """Examples that are nearly the same but not quite, among a sample of training and test."""
     data = ground.data
-    rows = _sample(data, MOST, seed)
-    near: list[tuple[int, int]] = []
+    rows, others = _sample(data, MOST, seed), _drawn(len(data.test), MOST // 2, seed)
     if ground.kind == "text":
-        assert isinstance(data.train.inputs, tuple)
-        near = findings.near_texts([data.train.inputs[row] for row in rows])
-    elif ground.kind in _ALIKE:
-        near = findings.near_repeats(_pixels(data.train.inputs, rows), _ALIKE[ground.kind])
-    pairs = [(int(rows[a]), int(rows[b])) for a, b in near if ground.train_marks[rows[a]] != ground.train_marks[rows[b]]]
-    chance = findings.repeats_by_chance(ground.frame.iloc[: len(data.train)]) if ground.frame is not None else 0.0
-    yield findings.repeats(ground.train_marks, ground.test_marks, data.train.labels.numpy(), pairs, chance)
+        texts = [data.train.inputs[row] for row in rows] + [data.test.inputs[row] for row in others]
+        pairs = findings.near_texts([str(text) for text in texts], first=len(rows))
+    else:
+        vectors = np.concatenate([_pixels(data.train.inputs, rows), _pixels(data.test.inputs, others)])
+        pairs = findings.near_repeats(vectors, _ALIKE[ground.kind], first=len(rows))
+    every = np.concatenate([ground.train_marks[rows], ground.test_marks[others]])
+    pairs = [(one, other) for one, other in pairs if every[one] != every[other]]
+    within = tuple((int(rows[one]), int(rows[other])) for one, other in pairs if other < len(rows))
+    return Near(within, len(pairs) - len(within), len(rows), max(len(others), 1))
 
 
 def _columns(ground: Ground, seed: int) -> Iterator[Finding]:
