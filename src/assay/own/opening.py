@@ -665,10 +665,17 @@ def _transformers(name: str, material: _Material) -> Subject:
     notes = []
     with _offline():
         try:
-            net = kind.from_pretrained(name, use_safetensors=True, **local)
+            net, told = kind.from_pretrained(name, use_safetensors=True, output_loading_info=True, **local)
+            if told["missing_keys"]:
+                notes.append(
+                    f"{len(told['missing_keys'])} weights are not in the files and are random ({min(told['missing_keys'])})"
+                )
         except Exception:
             config = _config(library, name, local)
-            net = kind.from_config(config)
+            try:
+                net = kind.from_config(config)
+            except ValueError as error:
+                raise AssayError(f"transformers:{name} is no network that classifies {material.kind}: name another.") from error
             notes.append(f"the weights of transformers:{name} are not on this machine, so it has random ones")
         helper = _helper(library.AutoImageProcessor if images else library.AutoTokenizer, name, local)
     if images:
