@@ -6,6 +6,7 @@ import ast
 import difflib
 import importlib
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,6 +30,9 @@ NEEDS = {
     "no-signal": "the inputs tell nothing about the labels",
 }
 
+#: Kinds of data; a paper's field ``takes`` names those that it is for, and without the field it is for all.
+KINDS = ("images", "series", "table", "text")
+
 
 @dataclass(frozen=True)
 class Paper:
@@ -47,6 +51,7 @@ class Paper:
         bibtex: the entry to cite.
         path: the file (or the package's ``__init__.py``) that holds it.
         helps: what it helps against, out of :data:`NEEDS`.
+        takes: kinds of data that it is for, out of :data:`KINDS`.
     """
 
     key: str
@@ -61,6 +66,7 @@ class Paper:
     bibtex: str
     path: Path
     helps: tuple[str, ...] = ()
+    takes: tuple[str, ...] = KINDS
 
     @property
     def module(self) -> str:
@@ -108,7 +114,7 @@ def _paper(key: str, path: Path, fields: dict[str, str], raw: str) -> Paper:
     authors = tuple(_family(name) for name in fields.get("author", "").replace("\n", " ").split(" and "))
     eprint = fields.get("eprint")
     link = fields.get("url") or (f"https://arxiv.org/abs/{eprint}" if eprint else "")
-    ours = ("kind", "summary", "api", "helps")
+    ours = ("kind", "summary", "api", "helps", "takes")
     bibtex = "\n".join(line for line in raw.strip().splitlines() if line.split("=")[0].strip() not in ours)
     return Paper(
         key=key,
@@ -122,18 +128,19 @@ def _paper(key: str, path: Path, fields: dict[str, str], raw: str) -> Paper:
         api=fields.get("api", ""),
         bibtex=bibtex,
         path=path,
-        helps=_helps(key, fields.get("helps", "")),
+        helps=_names(key, "helps against", fields.get("helps", ""), NEEDS),
+        takes=_names(key, "takes", fields.get("takes", ""), KINDS) or KINDS,
     )
 
 
-def _helps(key: str, text: str) -> tuple[str, ...]:
-    """``label-noise, imbalance`` as a tuple."""
+def _names(key: str, does: str, text: str, known: Collection[str]) -> tuple[str, ...]:
+    """``label-noise, imbalance`` as a tuple of known names."""
     found = tuple(filter(None, (name.strip() for name in text.split(","))))
     for name in found:
-        if name not in NEEDS:
-            near = difflib.get_close_matches(name, NEEDS, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(NEEDS)}."
-            raise AssayError(f"references.bib says that {key} helps against {name!r}, which is no need: {hint}")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose among {', '.join(known)}."
+            raise AssayError(f"references.bib says that {key} {does} {name!r}, which is not known: {hint}")
     return found
 
 

@@ -164,8 +164,13 @@ def test_big_data_are_sampled_and_it_is_said(monkeypatch: pytest.MonkeyPatch, ta
         return real(vectors, labels, *rest)
 
     monkeypatch.setattr(suggesting, "_predicted_classes", spy)
-    advice = suggest(table)
+    noisy = table.flip_labels(0.2, seed=0)
+    advice = suggest(noisy)
     assert max(seen) <= 150
+    (noise,) = (finding for finding in advice.findings if finding.name == "label-noise")
+    assert noisy.train.clean_labels is not None
+    wrong = (noisy.train.labels != noisy.train.clean_labels).numpy()
+    assert wrong[list(noise.rows[:15])].mean() > 0.8  # places in the whole training split, not in the sample
     assert any("150 of the 400 training examples" in note for note in advice.notes)
 
 
@@ -175,17 +180,23 @@ def test_a_paper_is_found_by_what_it_helps_against(monkeypatch: pytest.MonkeyPat
     changed = {key: dataclasses.replace(paper, helps=()) for key, paper in papers.items()}
     changed["elr"] = dataclasses.replace(papers["elr"], helps=("imbalance",))
     changed["lecun1989"] = dataclasses.replace(papers["lecun1989"], helps=("imbalance",))
+    changed["gzip_knn"] = dataclasses.replace(papers["gzip_knn"], helps=("imbalance",))
+    changed["soft_decision_tree"] = dataclasses.replace(papers["soft_decision_tree"], helps=("imbalance",))
     monkeypatch.setattr(suggesting.catalogue, "papers", lambda: changed)
     skewed = table.long_tail(12, seed=0)
     advice = suggest(skewed)
-    assert [(one.key, one.need) for one in advice.suggestions] == [("elr", "imbalance")]
+    found = {one.key: one for one in advice.suggestions}
+    assert {key: one.kind for key, one in found.items()} == {"elr": "treatment", "soft_decision_tree": "estimator"}
+    assert found["soft_decision_tree"].command == papers["soft_decision_tree"].api
+    assert found["soft_decision_tree"].seconds is None
     assert "shifts images" in advice.unfit["lecun1989"]
+    assert advice.unfit["gzip_knn"] == "it is for text"
 
 
 def test_an_unknown_need_is_refused() -> None:
-    assert catalogue._helps("elr", " label-noise,  imbalance ") == ("label-noise", "imbalance")
-    with pytest.raises(AssayError, match="elr helps against 'label-nose', which is no need: did you mean label-noise"):
-        catalogue._helps("elr", "label-nose")
+    assert catalogue._names("elr", "helps against", " label-noise,  imbalance ", catalogue.NEEDS) == ("label-noise", "imbalance")
+    with pytest.raises(AssayError, match="elr helps against 'label-nose', which is not known: did you mean label-noise"):
+        catalogue._names("elr", "helps against", "label-nose", catalogue.NEEDS)
     assert all("helps" not in paper.bibtex for paper in catalogue.papers().values())
 
 

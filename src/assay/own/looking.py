@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,7 +25,7 @@ Series = Annotated[str | None, typer.Option(help="Column that says of which seri
 #: Columns, words and examples that a terminal shows; the page and the JSON have all.
 _SHOWN = 10
 #: Claims that are shown of each paper; how the others ended is counted.
-_CLAIMS = 3
+_CLAIMS = 2
 
 
 def suggest_methods(
@@ -170,7 +169,7 @@ def print_advice(advice: Advice) -> None:
         out.print("[bold]worth trying[/]")
     for one in advice.suggestions:
         out.print(
-            f"\n  [bold]{one.key}[/]  {escape(one.title)}\n    because {NEEDS[one.need]}; takes about {_time(one.seconds)}\n"
+            f"\n  [bold]{one.key}[/]  {escape(one.title)}\n    because {NEEDS[one.need]}{_time(one.seconds)}\n"
             f"    [bold]{escape(one.command)}[/]",
             highlight=False,
         )
@@ -196,10 +195,10 @@ def print_advice(advice: Advice) -> None:
         out.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
 
 
-def _time(seconds: float) -> str:
-    if seconds < 60:
-        return f"{math.ceil(seconds)} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _time(seconds: float | None) -> str:
+    from assay.own.budget import in_words
+
+    return "" if seconds is None else f"; takes about {in_words(seconds)}"
 
 
 # ---------------------------------------------------------------------------------------------------- probe

@@ -62,11 +62,11 @@ class Suggestion:
     Args:
         key: of the paper.
         title: of the paper, with its year.
-        kind: ``"treatment"`` or ``"probe"``.
+        kind: ``"treatment"``, ``"probe"``, or ``"estimator"`` for what is imported rather than tried by a command.
         need: the finding that it answers.
         reason: why, in a sentence without a full stop.
-        seconds: that the command is expected to take.
-        command: what to run.
+        seconds: that the command is expected to take; ``None`` where that is not known.
+        command: what to run, or to import.
         evidence: of each recorded claim: name, statement, verdict, expectation, effect, low, high, stale.
     """
 
@@ -75,7 +75,7 @@ class Suggestion:
     kind: str
     need: str
     reason: str
-    seconds: float
+    seconds: float | None
     command: str
     evidence: tuple[dict[str, Any], ...]
 
@@ -486,43 +486,51 @@ def _predicted_numbers(
 
 def _match(advice: Advice, ground: Ground, arguments: str, report: Report | None) -> None:
     """Name the papers that help against what was found, and that fit."""
-    needs = {finding.name: finding for finding in advice.outstanding}
-    wanted = [(finding, paper) for finding in needs.values() for paper in _helping(finding.name)]
+    wanted = [(finding, paper) for finding in advice.outstanding for paper in _helping(finding.name)]
     if not wanted:
         return
     if report is not None:
         report(4, 5, "methods")
     plain = baselines.baseline(ground.data)
-    treatments, probes = set(methods.there()), {offer.key for offer in offers.offers()}
-    base = _seconds(plain)
-    few = _few(plain)
+    base, few = _seconds(plain), _few(plain)
     done: set[str] = set()
     for finding, paper in wanted:
         if paper.key in done:
             continue
         done.add(paper.key)
         try:
-            if paper.key in treatments:
-                treated = methods.treated(plain, [methods.find(paper.key)])
-                kind, seconds = "treatment", _SEEDS * (base + _seconds(treated))
-                command = f"assay try {paper.key} {arguments}"
-            elif paper.key in probes:
-                kind, seconds = "probe", base + _probed(few, ground.data, paper.key)
-                command = f"assay probe {paper.key} {arguments}"
-            else:
-                continue
-        except (AssayError, methods.DoesNotFit) as error:
+            kind, seconds, command = _tried(paper, ground, plain, base, few)
+        except (AssayError, methods.DoesNotFit, ImportError) as error:
             advice.unfit[paper.key] = str(error).rstrip(".")
             continue
         reason = f"{catalogue.NEEDS[finding.name]}; {paper.summary.rstrip('.')}"
+        command = f"{command} {arguments}" if command.startswith("assay ") else command
         title = f"{paper.title} ({paper.year})"
         advice.suggestions.append(
             Suggestion(paper.key, title, kind, finding.name, reason, seconds, command, tuple(_evidence(paper)))
         )
 
 
+def _tried(paper: catalogue.Paper, ground: Ground, plain: Recipe, base: float, few: Trained) -> tuple[str, float | None, str]:
+    """What a paper offers for these data, how long it will take, and the command, after a step of it has worked.
+
+    Raises:
+        DoesNotFit: it is for other data, or it refuses these.
+    """
+    if ground.kind not in paper.takes:
+        raise methods.DoesNotFit(f"it is for {' and '.join(paper.takes)}")
+    if paper.key in methods.there():
+        treated = methods.treated(plain, [methods.find(paper.key)])
+        return "treatment", _SEEDS * (base + _seconds(treated)), f"assay try {paper.key}"
+    if offers.of_paper(paper):
+        return "probe", base + _probed(few, ground.data, paper.key), f"assay probe {paper.key}"
+    return "estimator", None, paper.api
+
+
 def _helping(need: str) -> list[catalogue.Paper]:
-    return [paper for paper in catalogue.papers().values() if need in paper.helps]
+    """Papers that say they help, those first whose claims held most often."""
+    found = [paper for paper in catalogue.papers().values() if need in paper.helps]
+    return sorted(found, key=lambda paper: -sum(e["verdict"] == "holds" for e in evidence.recorded(paper.key).values()))
 
 
 def _few(plain: Recipe) -> Trained:
