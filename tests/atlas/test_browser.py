@@ -174,6 +174,8 @@ def test_links_to_code_show_their_lines(visit: Open) -> None:
     assert line.is_visible()
     words = line.evaluate("a => a.parentNode.textContent.split('\\n')[a.dataset.line - 1]")
     assert words.startswith("class EarlyLearningRegularization")
+    beside = "document.querySelector('aside').getBoundingClientRect().bottom"
+    assert page.evaluate(f"{beside} <= document.querySelector('.source').getBoundingClientRect().top")  # not over the code
     top = line.evaluate("a => a.getBoundingClientRect().top")
     assert 0 <= top <= 900
 
