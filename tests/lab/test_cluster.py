@@ -1,8 +1,10 @@
 """Many machines: a real Ray cluster of two nodes, each with a disk of its own, a PostgreSQL ledger and a shared cache."""
 
+import importlib.util
 import json
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -22,7 +24,11 @@ from assay.errors import AssayError
 from assay.lab.cluster import _joined, resources
 from assay.lab.ledger import Ledger
 
-pytest.importorskip("ray", reason="Ray is not installed (pip install 'assay[cluster]')")
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("Ray is not installed (pip install 'assay[cluster]')", allow_module_level=True)
+
+#: Who does not know the token cannot use the cluster; Ray reads this when it is imported.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
 
 
 class Machines:
@@ -225,6 +231,7 @@ def test_a_machine_with_other_code_is_refused(machines: Machines, terms: dict[st
 
 
 def test_a_cluster_of_this_machine_alone_may_use_a_file(papers: dict[str, str], home: Path) -> None:
+    papers = {name: value for name, value in papers.items() if not name.startswith("RAY_AUTH_")}
     done = assay_command(papers, "run", "dummy:quick", "--seeds", "3", "--on", "ray", "--workers", "2", "--json", check=0)
     (found,) = json.loads(done.stdout)
     assert found["arms"]["A"] == {"0": 1.0, "1": 1.01, "2": 1.02}

@@ -13,7 +13,9 @@ started the run is refused.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -121,6 +123,10 @@ def _joined(on: str, workers: int) -> Iterator[Any]:
     """Ray, connected to a cluster for the time of the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nobody is told about anybody's runs
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # tasks without a GPU keep their environment
+    if on == "ray" and "RAY_AUTH_MODE" not in os.environ:
+        # Nobody else on this machine may join. Without this, Ray leaves a token in the home folder, and clusters that are
+        # started by hand later would ask for it.
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     try:
         import ray
     except ImportError:
@@ -139,6 +145,7 @@ def _joined(on: str, workers: int) -> Iterator[Any]:
                     **quiet,
                 )
             elif on.startswith("ray://"):
+                logging.getLogger("ray").setLevel("ERROR")
                 ray.init(on)
             else:
                 ray.init(on, **quiet)
