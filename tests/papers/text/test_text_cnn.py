@@ -68,7 +68,7 @@ def window_by_window(model: TextCNN, ids: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("widths", [(3, 4, 5), (1,), (2, 6)])
 def test_every_window_with_a_word_counts_and_no_other(widths: tuple[int, ...]) -> None:
-    model, ids = network(widths=widths), sentences()
+    model, ids = network(widths=widths, maps=12), sentences()
     expected = torch.stack([window_by_window(model, row) for row in ids])
     torch.testing.assert_close(model(ids), expected)
 
