@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from assay.errors import AssayError
 from assay.files import write_atomically
-from assay.nn import text
+from assay.own.plainly import plainly
 from assay.own.saved import SavedRun
-from assay.papers.text.text_cnn import TextCNN
 
 
 def export_model(run: SavedRun, out: str | Path, on: str | Path | None = None) -> float:
@@ -46,7 +43,7 @@ def export_model(run: SavedRun, out: str | Path, on: str | Path | None = None) -
     examples = _examples(run, on)
     model = run.model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     try:
-        with _followable():
+        with plainly():
             program = torch.export.export(model, (examples[:3],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     except Exception as error:
         why = str(error).strip().splitlines()
@@ -71,42 +68,6 @@ def _examples(run: SavedRun, on: str | Path | None) -> Tensor:
     if integers is not None:
         return torch.randint(1, max(2, integers), (7, *shape), generator=generator)  # 0 is padding: it only ever ends a text
     return torch.randn(7, *shape, generator=generator)
-
-
-# ---------------------------------------------------------------------------------------------------- stand-ins
-
-
-@contextmanager
-def _followable() -> Iterator[None]:
-    """Networks for texts save time by leaving out what is padding in a batch. How much that is depends on the values, which a
-    graph cannot follow; so while they are traced, the plain way stands in. It gives the same, which is seen to afterwards.
-    """
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(text, "_present", _all_places))
-        stack.enter_context(patch.object(TextCNN, "pooled", _pooled_with_padding))
-        yield
-
-
-def _words_at(ids: Tensor) -> Tensor:
-    """Where words stand: (B, L) bool. A text without any word has its first place."""
-    return (ids != 0) | (torch.arange(ids.shape[1], device=ids.device) == 0)
-
-
-def _all_places(ids: Tensor) -> tuple[Tensor, Tensor]:
-    return ids, _words_at(ids)
-
-
-def _pooled_with_padding(network: TextCNN, ids: Tensor) -> Tensor:
-    """What ``TextCNN.pooled`` computes: the largest response of each filter to a view that has at least one word in it."""
-    count, length = ids.shape
-    vectors = network._vectors(ids.flatten()).view(count, length, -1).transpose(1, 2).unsqueeze(2)  # (B, dim, 1, L)
-    lengths = _words_at(ids).sum(dim=1, keepdim=True)  # (B, 1)
-    found = []
-    for width, filters in zip(network.widths, network.filters, strict=True):
-        seen = filters(F.pad(vectors, (width - 1, width - 1))).squeeze(2)  # (B, maps, L + width - 1)
-        blind = torch.arange(length + width - 1, device=ids.device) >= lengths + width - 1  # (B, L + width - 1)
-        found.append(seen.masked_fill(blind.unsqueeze(1), float("-inf")).amax(dim=2))
-    return torch.cat(found, dim=1).relu()
 
 
 # ---------------------------------------------------------------------------------------------------- files

@@ -34,6 +34,7 @@ from assay.nn.text import words
 from assay.own import baselines
 from assay.own.fresh import stream, together
 from assay.own.named import Named
+from assay.own.plainly import plainly
 from assay.own.preparing import Columns, Line, Preparation, prepared
 from assay.own.reading import understand
 from assay.own.saved import SavedRun, load_run, runs
@@ -768,7 +769,8 @@ class FromVectors(nn.Module):
     def forward(self, vectors: Tensor) -> Tensor:
         given = self._vectors[0].register_forward_hook(partial(_instead, vectors))
         try:
-            outputs: Tensor = self.net(self.ids.expand(len(vectors), -1))
+            with plainly():
+                outputs: Tensor = self.net(self.ids.expand(len(vectors), -1))
         finally:
             given.remove()
         return outputs
