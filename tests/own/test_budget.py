@@ -50,7 +50,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, home: object) -> Clock:
     monkeypatch.setattr(trying.clock, "monotonic", clock.monotonic)
     plain = trying.baseline
     monkeypatch.setattr(trying, "baseline", lambda data: plain(data).replace(epochs=2))
-    monkeypatch.setattr(trying, "training_seconds", lambda recipe, device: float(recipe.epochs))
+    monkeypatch.setattr(trying, "training_seconds", lambda recipe, device, steps: float(recipe.epochs))
     train = memory.train
 
     def trained(recipe: Recipe, seed: int, device: torch.device, report: Any = None) -> Any:
@@ -100,6 +100,21 @@ def test_methods_that_cannot_be_done_in_time_are_left_out_and_say_so(clock: Cloc
     assert trial.refused["longer"].startswith("a training takes about 2m, too long for the budget: --budget ")
     assert duration(trial.refused["longer"].split()[-3]) > 300
     assert trial.complete
+
+
+def test_looking_at_methods_ends_with_the_budget(clock: Clock, table: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slowly(*arguments: Any) -> Recipe:
+        clock.now += 30
+        return treated(*arguments)
+
+    treated = trying.treated
+    monkeypatch.setattr(trying, "treated", slowly)
+    steps = []
+    monkeypatch.setattr(trying, "training_seconds", lambda recipe, device, count: steps.append(count) or 1.0)
+    trial = try_(["smooth", "longer"], on=table, seeds=1, budget=20)
+    assert trial.refused == {"longer": "time was over before it could be looked at"}
+    assert steps == [4, 1]  # the baseline's, and those of a method that was slow to look at
+    assert clock.now == 30
 
 
 def test_trainings_that_are_remembered_cost_nothing(clock: Clock, table: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

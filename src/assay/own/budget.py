@@ -16,17 +16,16 @@ from assay.train.loop import fit
 
 #: Methods are left out until so many seeds of the others fit into the budget: fewer hardly ever decide.
 FEWEST_SEEDS = 3
-_STEPS = 4  # that are timed
 
 
 class TimeIsOver(Exception):
     """The budget is used up."""
 
 
-def training_seconds(recipe: Recipe, device: torch.device) -> float:
-    """About how long a training will take on the clock on the wall, judged by a few steps of it."""
+def training_seconds(recipe: Recipe, device: torch.device, steps: int = 4) -> float:
+    """About how long a training will take on the clock on the wall, judged by some steps of it."""
     data, size = recipe.data, recipe.batch_size
-    count = min(len(data.train), _STEPS * size)
+    count = min(len(data.train), steps * size)
     few = recipe.replace(data=data.subset(train=count, seed=0), epochs=1, watch=())
     began = clock.monotonic()
     fit(few, seed=0, device=device)

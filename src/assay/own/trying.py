@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time as clock
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from assay.lab import memory
 from assay.lab.verdict import Verdict, adjust, judge
 from assay.own.baselines import baseline, reference, reference_name, reference_varies
 from assay.own.budget import TimeIsOver, affordable, alarm, training_seconds
-from assay.own.methods import DoesNotFit, changes, every, find, there, treated, words
+from assay.own.methods import DoesNotFit, Treatment, changes, every, find, there, treated, words
 from assay.own.named import Named
 from assay.own.preparing import Preparation, Unrepeatable, form_of, prepared
 from assay.own.reading import understand
@@ -38,6 +38,8 @@ Report = Callable[[float, float, str], None]
 BASELINE = "baseline"
 #: Of the budget, what a reference without a network may take for one seed, unless a training of the baseline takes longer.
 _REFERENCE_SHARE = 0.2
+#: A method whose first step takes so many seconds is slow.
+_SLOW = 2.0
 #: Of the training examples, how many validate where the data come without.
 _VALID = 0.1
 
@@ -61,6 +63,7 @@ class Trial:
         recipes: arm -> how its network is trained.
         preparation: what makes an example of these data into the input of the baseline's network.
         device: where it was trained.
+        read: the data, before a recipe changed them.
     """
 
     data: str
@@ -77,7 +80,7 @@ class Trial:
     recipes: dict[str, Recipe] = field(default_factory=dict, repr=False)
     preparation: Preparation = field(default_factory=lambda: Preparation({"kind": "unknown"}), repr=False)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    _read: Dataset | None = field(default=None, repr=False)  # the data before a recipe changed them
+    read: Dataset | None = field(default=None, repr=False)
 
     def price(self, arm: str) -> float | None:
         """Median seconds of one training of an arm."""
@@ -128,7 +131,7 @@ class Trial:
             trained = memory.train(recipe, seed, self.device)
             try:
                 # The baseline may encode texts, and a method may scale images: both are in the history of the recipe's data.
-                preparation = self.preparation.followed(self._read or plain.data, recipe.data)
+                preparation = self.preparation.followed(self.read or plain.data, recipe.data)
                 save_run(place, trained, seed, preparation, {"arm": arm, **self._facts(arm, recipe, plain), **facts})
             except Unrepeatable as error:
                 self.notes.append(f"the network of {arm} is not kept, since {error}")
@@ -225,26 +228,25 @@ def try_(
     treatments = {method: [find(name) for name in method.split("+")] for method in dict.fromkeys([*methods, *more])}
     data, preparation = _data(on, Named(target, text, group, time, series))
     plain = baseline(data)
-    classifies = data.task == "classification"
     trial = Trial(
-        data.source, "test accuracy" if classifies else "test R²", seeds, reference_name(data), device=where, refused=absent
+        data=data.source,
+        metric="test accuracy" if data.task == "classification" else "test R²",
+        wanted=seeds,
+        reference=reference_name(data),
+        refused=absent,
+        recipes={BASELINE: plain},
+        preparation=preparation,
+        device=where,
+        read=data,
     )
-    trial.preparation, trial._read = preparation, data
     if say is not None:
         say(trial.data)
-    trial.recipes[BASELINE] = plain
-    for method, chain in treatments.items():
-        if report is not None:
-            report(0, 1, f"does {method} fit?")
-        try:
-            trial.recipes[method] = treated(plain, chain, where)
-        except DoesNotFit as error:
-            trial.refused[method] = str(error)
+    looked = _fit_on(trial, treatments, end, report)
     if len(trial.recipes) == 1:
         why = "; ".join(f"{method}: {reason}" for method, reason in trial.refused.items())
         raise AssayError(f"None of the methods fits {data.name} ({why}): choose among {', '.join(there())}.")
     if end is not None:
-        _afford(trial, end)
+        _afford(trial, looked, end)
     _note(trial, data)
     trial.arms = {arm: {} for arm in (*trial.recipes, trial.reference)}
     _measure(trial, data, end, report)
@@ -269,13 +271,34 @@ def _judged(trial: Trial, method: str) -> Verdict:
 # ---------------------------------------------------------------------------------------------------- measuring
 
 
-def _afford(trial: Trial, end: float) -> None:
+def _fit_on(
+    trial: Trial, treatments: Mapping[str, Sequence[Treatment]], end: float | None, report: Report | None
+) -> dict[str, float]:
+    """Put the methods on the baseline's recipe; those that do not fit are refused. Returns how long looking at each took."""
+    plain, looked = trial.recipes[BASELINE], {}
+    for method, chain in treatments.items():
+        began = clock.monotonic()
+        if end is not None and began > end and len(trial.recipes) > 1:
+            trial.refused[method] = "time was over before it could be looked at"
+            continue
+        if report is not None:
+            report(0, 1, f"does {method} fit?")
+        try:
+            trial.recipes[method] = treated(plain, chain, trial.device)
+        except DoesNotFit as error:
+            trial.refused[method] = str(error)
+        looked[method] = clock.monotonic() - began
+    return looked
+
+
+def _afford(trial: Trial, looked: Mapping[str, float], end: float) -> None:
     """Leave out the methods for which there is no time, the dearest first."""
     needed = {}
     for arm, recipe in trial.recipes.items():
         # A training that is remembered costs nothing.
         new = sum(not memory.known(recipe, seed, trial.device) for seed in range(trial.wanted))
-        needed[arm] = new / trial.wanted * training_seconds(recipe, trial.device) if new else 0.0
+        steps = 4 if looked.get(arm, 0.0) < _SLOW else 1  # what is slow is timed well enough by one step
+        needed[arm] = new / trial.wanted * training_seconds(recipe, trial.device, steps) if new else 0.0
     left = (end - clock.monotonic()) * (1 - _REFERENCE_SHARE)
     for arm, why in affordable(needed, trial.wanted, left, BASELINE).items():
         trial.refused[arm] = why
