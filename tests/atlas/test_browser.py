@@ -31,7 +31,7 @@ pytestmark = [
 ]
 
 PAGES = (
-    *("index.html", "papers/elr.html", "papers/evil.html", "verdicts.html"),
+    *("index.html", "papers/elr.html", "papers/resnet.html", "papers/evil.html", "verdicts.html"),
     *("timeline.html", "price.html", "news.html", "live.html"),
 )
 Open = Callable[..., "Page"]
@@ -238,12 +238,12 @@ def test_everything_is_reached_by_keyboard(visit: Open) -> None:
     page.wait_for_url("**/papers/elr.html")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_finds_nothing_serious(visit: Open, scheme: str) -> None:
+@pytest.mark.parametrize(("scheme", "width"), [("light", 390), ("dark", 1280)])
+def test_axe_finds_nothing_serious(visit: Open, scheme: str, width: int) -> None:
     import axe_playwright_python
 
     axe = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
-    page = visit(color_scheme=scheme)
+    page = visit(width=width, color_scheme=scheme)
     root = page.url
     for name in PAGES:
         page.goto(root + name)

@@ -406,7 +406,7 @@ class Priced:
     @property
     def percent(self) -> str:
         """The gain with its sign."""
-        return f"{self.gain:+.1f} %".replace("-", "−")
+        return f"{self.gain:+z.1f} %".replace("-", "−")
 
 
 def priced(pages: Iterable[Page]) -> list[Priced]:
