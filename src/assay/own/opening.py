@@ -16,7 +16,6 @@ import sys
 import zipfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ from assay.nn.text import words
 from assay.own import baselines
 from assay.own.fresh import stream, together
 from assay.own.named import Named
-from assay.own.plainly import plainly
 from assay.own.preparing import Columns, Line, Preparation, prepared
 from assay.own.reading import understand
 from assay.own.saved import SavedRun, load_run, runs
@@ -62,7 +60,7 @@ class Subject:
         classes: names of the outputs; empty for regression.
         features: names of a table's columns.
         words: for texts, the word at each id.
-        vectors: for texts, the module that makes word vectors out of ids.
+        embedding: for texts, the module that holds the word vectors.
         layered: whether its layers can be looked into.
         notes: what a reader should know, without full stops.
     """
@@ -79,7 +77,7 @@ class Subject:
     classes: tuple[str, ...] = ()
     features: tuple[str, ...] = ()
     words: tuple[tuple[str, ...], ...] = ()
-    vectors: nn.Module | None = None
+    embedding: nn.Module | None = None
     layered: bool = True
     notes: tuple[str, ...] = field(default=())
 
@@ -257,7 +255,9 @@ def _as_texts(subject: Subject, ids: Tensor, found: Sequence[Sequence[str]]) -> 
     if len(embeddings) != 1:
         raise AssayError(f"The {subject.what} has {len(embeddings)} tables of word vectors: a probe needs one to start from.")
     none = torch.zeros(0, 1, embeddings[0].embedding_dim)
-    return replace(subject, inputs=rows, words=said, vectors=embeddings[0], features=(), background=none, background_labels=None)
+    return replace(
+        subject, inputs=rows, words=said, embedding=embeddings[0], features=(), background=none, background_labels=None
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- saved runs
@@ -722,7 +722,7 @@ def _size(config: Any, helper: Any) -> tuple[int, int]:
 
 
 def _with_tokens(
-    net: nn.Module, vectors: nn.Module, tokenizer: Any, material: _Material, name: str, notes: list[str], longest: int = 256
+    net: nn.Module, embedding: nn.Module, tokenizer: Any, material: _Material, name: str, notes: list[str], longest: int = 256
 ) -> Subject:
     data = material.data
     assert isinstance(data.test.inputs, tuple)
@@ -733,7 +733,7 @@ def _with_tokens(
     known = count == data.num_classes
     if not known:
         notes.append(f"{name} has {count} classes and the data have {data.num_classes}, so that right answers are not known")
-    width = next(vectors.parameters()).shape[1]
+    width = next(embedding.parameters()).shape[1]
     return Subject(
         what=name,
         source=data.source or data.name,
@@ -745,7 +745,7 @@ def _with_tokens(
         background=torch.zeros(0, 1, width),
         classes=data.classes if known else tuple(str(number) for number in range(count)),
         words=tuple(tuple(tokenizer.convert_ids_to_tokens(row)) for row in rows),
-        vectors=vectors,
+        embedding=embedding,
         notes=tuple(notes),
     )
 
@@ -753,28 +753,24 @@ def _with_tokens(
 class FromVectors(nn.Module):
     """A network for one text that starts at its word vectors instead of its word ids.
 
+    The vectors are laid behind the network's own table of vectors, and the network is given the ids of these places. So it
+    may cut, pad and rearrange its ids as it likes, and padding stays what it was.
+
     Args:
         net: ids (B, L) -> outputs.
-        vectors: the module of ``net`` that makes vectors out of ids; its work is replaced.
-        ids: (1, L) the text, without padding.
+        embedding: the module of ``net`` that holds its word vectors.
 
-    Shape: (B, L, D) variants of the text's vectors -> outputs (B, C).
+    Shape: (B, L, D) variants of one text's vectors, without padding -> outputs (B, C).
     """
 
-    def __init__(self, net: nn.Module, vectors: nn.Module, ids: Tensor) -> None:
+    def __init__(self, net: nn.Module, embedding: nn.Module) -> None:
         super().__init__()
-        self.net, self.ids = net, ids
-        self._vectors = [vectors]  # in a list, so that it is not registered a second time
+        self.net = net
+        self.table = next(name for name, one in net.named_parameters() if one is embedding.weight)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        given = self._vectors[0].register_forward_hook(partial(_instead, vectors))
-        try:
-            with plainly():
-                outputs: Tensor = self.net(self.ids.expand(len(vectors), -1))
-        finally:
-            given.remove()
+        known = self.net.get_parameter(self.table)
+        ids = len(known) + torch.arange(vectors.shape[0] * vectors.shape[1]).view(vectors.shape[:2])
+        longer = {self.table: torch.cat([known, vectors.flatten(0, 1)])}
+        outputs: Tensor = torch.func.functional_call(self.net, longer, (ids,))
         return outputs
-
-
-def _instead(vectors: Tensor, *_: Any) -> Tensor:
-    return vectors
