@@ -182,6 +182,8 @@ def test_runs_are_found_by_name_and_wrong_ones_are_refused(tmp_path: Path, home:
     assert list(runs()) == ["table-1"]
     with pytest.raises(AssayError, match=r"no run 'tabel-1'.*table-1"):
         load_run("tabel-1")
+    with pytest.raises(AssayError, match="no device 'abacus'"):
+        load_run("table-1", device="abacus")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     with pytest.raises(AssayError, match="holds other things than a run"):

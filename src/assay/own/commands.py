@@ -100,6 +100,7 @@ def predict(
     run: Run,
     on: Annotated[str, typer.Option(help="New data of the same kind; a target column is not needed.")],
     out: Annotated[Path | None, typer.Option(help="A .csv or .parquet file with a row for each example.")] = None,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, mps.")] = "cpu",
     trust: Trust = None,
     as_json: Json = False,
 ) -> None:
@@ -116,7 +117,7 @@ def predict(
     from assay.own.printing import print_predicted
     from assay.own.saved import load_run
 
-    loaded = load_run(run, trust or ())
+    loaded = load_run(run, trust or (), device)
     with Console(stderr=True, quiet=as_json).status("predicting") as status:
         found = said(loaded, on, out, lambda done: status.update(f"{done} predicted"), None if as_json and not out else 5)
     if as_json:

@@ -43,7 +43,7 @@ class SavedRun:
 
     Attributes:
         folder: where it lies.
-        model: the network, in evaluation mode, on the CPU.
+        model: the network, in evaluation mode.
         task: ``"classification"`` or ``"regression"``.
         classes: names of the classes in the order of the logits; empty for regression.
         preparation: what makes an example into the network's input.
@@ -75,8 +75,9 @@ class SavedRun:
 
     @torch.no_grad()
     def outputs(self, inputs: Tensor) -> Tensor:
-        """Logits (N, C), or numbers (N, 1) in the target's units, for inputs (N, ...)."""
-        return torch.cat([self.model(part).float() for part in inputs.split(CHUNK)])
+        """Logits (N, C), or numbers (N, 1) in the target's units, for inputs (N, ...); on the CPU."""
+        device = next((tensor.device for tensor in self.model.state_dict().values()), torch.device("cpu"))
+        return torch.cat([self.model(part.to(device)).float().cpu() for part in inputs.split(CHUNK)])
 
     def labels(self, target: pd.Series) -> NDArray[np.float64]:
         """What was found in a target column as class numbers or numbers (N,); NaN where it is neither."""
@@ -171,12 +172,13 @@ def _roots(factory: Any) -> set[str]:
 # ---------------------------------------------------------------------------------------------------- loading
 
 
-def load_run(path: str | Path, trusted: Collection[str] = ()) -> SavedRun:
+def load_run(path: str | Path, trusted: Collection[str] = (), device: str = "cpu") -> SavedRun:
     """Read a run that ``assay try`` saved.
 
     Args:
         path: its folder, or its name among the runs of this user.
         trusted: modules whose functions may be called to make the network, besides assay's own.
+        device: where the network is to compute.
 
     Raises:
         AssayError: there is no such run, it is broken, or its network is made by code that is not trusted.
@@ -192,12 +194,24 @@ def load_run(path: str | Path, trusted: Collection[str] = ()) -> SavedRun:
     state, _ = load_tensors(place / WEIGHTS)
     return SavedRun(
         folder=place,
-        model=_made(plain, state, trusted),
+        model=_made(plain, state, trusted).to(usable_device(device)),
         task=plain["task"],
         classes=tuple(plain["classes"]),
         preparation=Preparation.from_dict(plain["preparation"]),
         facts=plain,
     )
+
+
+def usable_device(name: str) -> torch.device:
+    """A device by its name, if this machine has it."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise AssayError(
+            f"This machine has no device {name!r} that torch can use: `assay doctor` says more; cpu works."
+        ) from None
+    return device
 
 
 def find_run(path: str | Path) -> Path:

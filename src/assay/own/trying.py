@@ -28,7 +28,7 @@ from assay.own.methods import DoesNotFit, Treatment, changes, every, find, there
 from assay.own.named import Named
 from assay.own.preparing import Preparation, Unrepeatable, form_of, prepared
 from assay.own.reading import understand
-from assay.own.saved import save_run
+from assay.own.saved import save_run, usable_device
 from assay.paper import Cost, Higher, Score
 from assay.recipe import Recipe
 from assay.train.loop import Trained
@@ -223,7 +223,7 @@ def try_(
         raise AssayError(f"{seeds} seeds were asked for: give at least 1; a verdict needs 2, better 5.")
     if not methods and not everything:
         raise AssayError(f"No method was named: choose among {', '.join(there())}, or take all.")
-    where = _device(device)
+    where = usable_device(device)
     more, absent = every() if everything else ([], {})
     treatments = {method: [find(name) for name in method.split("+")] for method in dict.fromkeys([*methods, *more])}
     data, preparation = _data(on, Named(target, text, group, time, series))
@@ -467,14 +467,3 @@ def _validated(data: Dataset) -> Dataset:
     if len(data.valid) or round(_VALID * len(data.train)) < 1:
         return data
     return data.holdout(_VALID, seed=0)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError):
-        raise AssayError(
-            f"This machine has no device {name!r} that torch can use: `assay doctor` says more; cpu works."
-        ) from None
-    return device
