@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import random
 import resource
@@ -105,16 +106,15 @@ def measure(url: str, workers: int, seconds: float, pace: float) -> dict[str, An
     answers = [told.get(timeout=600) for _ in crowd]
     for process in crowd:
         process.join(60)
-    latencies = sorted(value for answer in answers for value in answer["latencies"]) or [0.0]
+    latencies = sorted(value for answer in answers for value in answer["latencies"])
     lasted = max(answer["last"] for answer in answers) - go.value
     return {
         "workers": workers,
         "pace_s": pace,
         "units": len(latencies),
         "units_per_s": len(latencies) / max(lasted, 1e-9),
-        "p50_ms": 1000 * statistics.median(latencies),
-        "p99_ms": 1000 * latencies[int(0.99 * (len(latencies) - 1))],
-        "max_ms": 1000 * latencies[-1],
+        "p50_ms": 1000 * statistics.median(latencies or [math.nan]),
+        "p99_ms": 1000 * latencies[int(0.99 * (len(latencies) - 1))] if latencies else math.nan,
         "errors": sum(answer["errors"] for answer in answers),
         "all_open_s": opened,
         "rows": Ledger(url).count_done(),

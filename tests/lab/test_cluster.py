@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import postgres_server
@@ -21,8 +22,9 @@ import toy
 from toy import assay_command, wait_for
 
 from assay.errors import AssayError
-from assay.lab.cluster import _joined, resources
+from assay.lab.cluster import MOVES, Terms, _joined, _Run, resources
 from assay.lab.ledger import Ledger
+from assay.lab.units import Unit
 
 if importlib.util.find_spec("ray") is None:
     pytest.skip("Ray is not installed (pip install 'assay[cluster]')", allow_module_level=True)
@@ -260,6 +262,60 @@ def test_a_cluster_that_is_not_reached_is_one_sentence(monkeypatch: pytest.Monke
         _joined("auto", 0),
     ):
         pass
+
+
+class Unlucky:
+    """Stands in for Ray: every task's machine goes down, the first ``losses`` times."""
+
+    class exceptions:
+        class RayError(Exception):
+            pass
+
+        class RayTaskError(RayError):
+            pass
+
+    def __init__(self, losses: int) -> None:
+        self.losses = losses
+        self.tasks = 0
+
+    def remote(self, *_: Any) -> Any:
+        if _ and isinstance(_[0], type | FunctionType):
+            return self
+        self.tasks += 1
+        return self.tasks
+
+    def options(self, **_: Any) -> Any:
+        return self
+
+    @property
+    def take(self) -> Any:
+        return self
+
+    def wait(self, references: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        return references, []
+
+    def get(self, reference: int, timeout: float = 0) -> dict[str, Any]:
+        if timeout:
+            return {}
+        if self.losses:
+            self.losses -= 1
+            raise self.exceptions.RayError("the machine\nis gone")
+        return {"status": "done", "seconds": 1.0, "error": ""}
+
+
+@pytest.mark.parametrize(("losses", "status"), [(2, "done"), (MOVES, "done"), (MOVES + 1, "crashed")])
+def test_a_unit_that_takes_too_many_machines_down_is_the_cause(tmp_path: Path, losses: int, status: str) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}")
+    unit = Unit("elr", "resists_wrong_labels", (0,), "smoke", "cpu", "f", 10.0)
+    seen: list[str] = []
+    moments = lambda unit, moment, details: seen.append(details.get("status", moment))  # noqa: E731
+    _Run(Unlucky(losses), [unit], 1, ledger, moments, Terms(ledger.url), 1.0).finish()
+    assert seen == ["start", "lost"] * min(losses, MOVES) + ["start", status]
+    assert [(row.status, row.error) for row in ledger.rows()] == (
+        [("crashed", f"{MOVES + 1} machines went down while they ran this unit; the last: the machine is gone")]
+        if status == "crashed"
+        else []  # the machine that finished it writes its row
+    )
 
 
 @pytest.mark.parametrize(

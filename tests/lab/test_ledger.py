@@ -133,6 +133,10 @@ def test_more_writers_than_the_server_takes_wait_for_each_other() -> None:
         assert Ledger(url).count_done() == 60
 
 
+def test_a_url_without_its_driver_is_understood(postgres: postgres_server.Server) -> None:
+    assert Ledger(postgres.url().replace("+psycopg", "")).count_done() == 0
+
+
 def test_a_server_that_stays_away_is_one_sentence_without_the_password(tmp_path: Path) -> None:
     pytest.importorskip("psycopg")
     with pytest.raises(AssayError, match=r"ledger .*cannot be used .*see that the server runs") as raised:

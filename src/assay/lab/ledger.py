@@ -216,6 +216,8 @@ def _engine(url: str, keep: bool) -> sa.Engine:
             sa.event.listen(engine, "connect", _set_up_sqlite)
             return engine
         if kind == "postgresql":
+            if parsed.drivername == kind:  # what others write; SQLAlchemy would then look for an older driver
+                parsed = parsed.set(drivername="postgresql+psycopg")
             pool: dict[str, Any] = (
                 {"pool_size": 1, "max_overflow": 4, "pool_pre_ping": True} if keep else {"poolclass": sa.pool.NullPool}
             )
