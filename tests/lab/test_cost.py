@@ -217,7 +217,8 @@ def test_stand_ins_have_the_sizes_of_the_registry() -> None:
     data = stand_in("cifar10")
     assert data is not None
     assert (len(data.train), len(data.test), data.input_shape, data.num_classes) == (50_000, 10_000, (3, 32, 32), 10)
-    assert data.train.inputs.untyped_storage().nbytes() < 100  # type: ignore[union-attr]
+    assert data.train.inputs.untyped_storage().nbytes() == 4 * 50_000  # type: ignore[union-attr]
+    assert len(data.rescale(-1, 1).test) == 10_000
     assert stand_in("mr") is None
 
 

@@ -477,7 +477,7 @@ def _normalised(data: Dataset) -> Dataset:
 
 @cache
 def stand_in(name: str) -> Dataset | None:
-    """Images of the sizes that the registry states for a data set, all of them black; ``None`` where it states none."""
+    """Images of the sizes that the registry states for a data set, black but for one; ``None`` where it states none."""
     entry = find_data(name)
     shape = re.search(r"\b((?:\d+x)?\d+x\d+)\b", entry.what)
     sizes = re.search(r"([\d,]+) / ([\d,]+)", entry.what)
@@ -491,7 +491,9 @@ def stand_in(name: str) -> Dataset | None:
 
 
 def _black(count: int, shape: list[int], classes: int) -> Split:
-    return Split(torch.zeros(1, 1, 1, 1).expand(count, *shape), torch.arange(count) % classes)
+    shades = torch.zeros(count, 1, 1, 1)
+    shades[:1] = 1.0  # one is white: what is all alike cannot be scaled
+    return Split(shades.expand(count, *shape), torch.arange(count) % classes)
 
 
 # ------------------------------------------------------------------------------------------------ counting
