@@ -317,6 +317,14 @@ def test_without_the_extra_web_all_but_the_report_works(
     assert not (home / "runs" / "own-1" / "report.html").exists()
 
 
+def test_a_folder_that_is_not_free_is_refused_before_anything_is_trained(known: None, tmp_path: Path, home: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    done = _invoke("smooth", "--on", str(_csv(tmp_path)), "--out", str(tmp_path))
+    assert isinstance(done.exception, AssayError)
+    assert "holds other things than a run" in str(done.exception)
+    assert not home.exists()
+
+
 @treatment
 def spoilt(recipe: Recipe) -> Recipe:
     return recipe.replace(data=recipe.data._but("magic()", train=recipe.data.train))

@@ -59,7 +59,11 @@ def try_methods(
         raise AssayError("Name your data with --on: an image folder, a table, an .npz; or a data set that `assay data` lists.")
 
     from assay.own.printing import print_trial
+    from assay.own.saved import require_free
     from assay.own.trying import try_
+
+    if out is not None:
+        require_free(out)  # before hours are spent
 
     with _stoppable(), _progress(as_json) as (progress, report):
         trial = try_(

@@ -116,8 +116,7 @@ def save_run(place: Path, trained: Trained, seed: int, preparation: Preparation,
         AssayError: the folder holds other things.
         Unrepeatable: the network cannot be made again without pickle.
     """
-    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and not (place / FACTS).is_file())):
-        raise AssayError(f"{place} holds other things than a run: name a new or an empty folder with --out.")
+    require_free(place)
     recipe = trained.recipe
     inputs = recipe.data.test.inputs
     assert isinstance(inputs, Tensor)  # it was trained on them
@@ -151,6 +150,12 @@ def save_run(place: Path, trained: Trained, seed: int, preparation: Preparation,
     folder(place)
     save_tensors(place / WEIGHTS, state, {"kind": "run", "made": plain["made"]})
     write_json(place / FACTS, plain)
+
+
+def require_free(place: Path) -> None:
+    """Refuse a folder that holds other things than a run, which may be replaced."""
+    if place.exists() and (not place.is_dir() or (any(place.iterdir()) and not (place / FACTS).is_file())):
+        raise AssayError(f"{place} holds other things than a run: name a new or an empty folder with --out.")
 
 
 def new_folder(name: str) -> Path:
