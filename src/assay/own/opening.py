@@ -298,7 +298,7 @@ def _shown(run: SavedRun, on: str | Path | Dataset, notes: list[str]) -> tuple[A
         return _framed(data.test.inputs, run.preparation), labels, ids, data.source or data.name
     pieces = list(stream(on, run.preparation, notes))
     raw = _joined([piece.inputs for piece in pieces])
-    ids = tuple(one for piece in pieces for one in piece.ids)
+    ids = tuple(f"row {one}" if one.isdigit() else one for piece in pieces for one in piece.ids)
     targets = [piece.target for piece in pieces if piece.target is not None]
     labels = None
     if len(targets) == len(pieces):

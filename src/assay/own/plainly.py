@@ -1,4 +1,4 @@
-"""Networks for texts in the plain way, for those who look into them."""
+"""Networks for texts in the plain way, for those who follow what they do."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from assay.papers.text.text_cnn import TextCNN
 def plainly() -> Iterator[None]:
     """Inside, networks for texts look at padding too, in place of leaving it out to save time. They give the same.
 
-    How much is left out depends on the values of a batch, which a graph cannot follow when a network is exported; and what
-    stands for the word vectors when they are varied has the shape of the whole text.
+    How much is left out depends on the values of a batch, which a graph cannot follow when a network is exported.
     """
     with ExitStack() as stack:
         stack.enter_context(patch.object(text, "_present", _all_places))
