@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,14 @@ def table() -> object:
         licence="made here",
         source="tests",
     )
+
+
+@pytest.fixture(scope="session")
+def torchvision_operators() -> object:
+    """torchvision's import fails beside a CPU build of torch for want of two operators; without this, timm's does too."""
+    if "torchvision" in sys.modules:
+        return None
+    library = torch.library.Library("torchvision", "DEF")
+    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +31,8 @@ from assay.papers.architectures.resnet import (
 )
 from assay.papers.architectures.wide_resnet import WideResNet
 from assay.recipe import Recipe
+
+pytestmark = pytest.mark.usefixtures("torchvision_operators")
 
 #: Depth -> parameters (millions) of Table 6, and multiply-adds (billions) of Table 1.
 TABLE_6 = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}
@@ -81,17 +82,6 @@ def timm_net(depth: int) -> nn.Module:
     timm = pytest.importorskip("timm")
     made: nn.Module = timm.create_model(f"resnet{depth}")
     return made
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torchvision_operators() -> object:
-    """torchvision's import fails beside a CPU build of torch for want of two operators."""
-    if "torchvision" in sys.modules:
-        return None
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
 
 
 @pytest.mark.parametrize("peer", [torchvision_net, timm_net])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from functools import partial
 
 import pytest
@@ -20,20 +19,11 @@ from assay.papers.architectures.vgg import VGG, dense_predict, plain_net, vgg
 from assay.papers.architectures.wide_resnet import WideResNet
 from assay.recipe import Recipe
 
+pytestmark = pytest.mark.usefixtures("torchvision_operators")
+
 #: Parameters with batch normalisation and 1000 classes.
 NORMALISED = {"A": 132_868_840, "B": 133_053_736, "D": 138_365_992, "E": 143_678_248}
 TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _torchvision_operators() -> object:
-    """torchvision's import fails beside a CPU build of torch for want of two operators."""
-    if "torchvision" in sys.modules:
-        return None
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
 
 
 @pytest.mark.parametrize("config", NORMALISED)
