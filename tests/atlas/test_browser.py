@@ -85,7 +85,7 @@ def visit(browser: Browser, address: str) -> Iterator[Open]:
         context = browser.new_context(viewport={"width": width, "height": height}, reduced_motion="reduce", **options)
         contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda message: wrong.append(message.text) if message.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("dialog", lambda dialog: wrong.append(f"a dialog: {dialog.message}"))
@@ -248,9 +248,10 @@ def test_axe_finds_nothing_serious(visit: Open, scheme: str, width: int) -> None
     for name in PAGES:
         page.goto(root + name)
         page.evaluate(axe)
-        # What the colours are is all that differs in the dark.
-        only = ["color-contrast"] if scheme == "dark" else []
-        found = page.evaluate("only => axe.run({resultTypes: ['violations'], ...(only.length && {runOnly: only})})", only)
+        # What the colours are is all that differs in the dark; one page of code tells for all, and the shortest is quickest.
+        options = {"resultTypes": ["violations"]} | ({"runOnly": ["color-contrast"]} if scheme == "dark" else {})
+        parts = {} if name == "papers/evil.html" else {"exclude": [[".code"]]}
+        found = page.evaluate("([parts, options]) => axe.run({include: [['html']], ...parts}, options)", [parts, options])
         serious = [
             (one["id"], one["impact"], [node["html"][:120] + " | " + node["failureSummary"] for node in one["nodes"][:3]])
             for one in found["violations"]
