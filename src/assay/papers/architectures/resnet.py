@@ -443,8 +443,8 @@ def depth_pays_with_shortcuts(lab: Lab) -> Measured:
 def responses(model: nn.Module, images: Tensor) -> list[float]:
     """Standard deviation of what each 3x3 convolution returns after its normalisation, before ReLU and addition (Fig. 7).
 
-    Normalisation is over these images: running averages lag behind in a net that is not trained to the end, and the responses
-    of its first layers would tell of that lag. The model is left as it is.
+    Normalisation is over these images, so that nothing depends on how far the running averages have got. The model is left as it
+    is.
 
     Args:
         model: a network of this module.
