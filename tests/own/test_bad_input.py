@@ -184,10 +184,6 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "long row": (_file("a.csv", _TABLE + "1,2,yes,5\n", target="sold"), r"a\.csv cannot be read as a table .*line 32.*mend"),
     "open quote": (_file("a.csv", _TABLE + '1,2,"yes\n', target="sold"), r"cannot be read as a table .*row 31.*mend"),
     "no header": (_file("a.csv", "1.5,2.5\n3.5,4.5\n", target="1.5"), r"holds numbers, not names"),
-    "same name twice": (
-        _file("a.csv", "x,x,y\n" + "1,2,0\n2,1,1\n" * 9, target="x"),
-        r"has two columns called 'x': give each",
-    ),
     "constant column": (
         _file("a.csv", "size,sold\n" + "1,yes\n2,no\n".replace("2", "1") * 9, target="sold"),
         r"tells the rows apart",
@@ -347,6 +343,11 @@ REPAIRED: dict[str, tuple[Make, str]] = {
         _file("a.csv", "a,x,y\n" + "".join(f"1,{n},{n % 2}\n" for n in range(30))),
         r"one value left out: a",
     ),
+    "same name twice": (
+        _file("a.csv", "x,x,y\n" + "".join(f"{n},{-n},{n % 2}\n" for n in range(30))),
+        r"two columns called 'x', of which the second is 'x\.1'",
+    ),
+    "gaps among words": (_file("a.csv", "x,z,y\n" + "1,,0\n2,b,1\n3,c,0\n" * 9), r"gaps in words a category of their own"),
     "columns without a name": (
         _file("a.csv", ",x,y\n" + "".join(f"{n},{n},{n % 2}\n" for n in range(30))),
         r"1 columns without a na",

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.compose import make_column_transformer
-from sklearn.impute import SimpleImputer
+from sklearn.impute import MissingIndicator, SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
@@ -43,9 +43,15 @@ def test_columns_are_scikit_learns(kinds: int) -> None:
     ).fit(train)
     ours = Columns.fit(train)
     for rows in (train, test):
-        assert np.array_equal(ours(rows).numpy(), theirs.transform(rows).astype(np.float32))
-    expected = [name.replace("infrequent_sklearn", "rare") for name in theirs.get_feature_names_out()]
-    assert list(ours.features) == expected
+        found, columns = ours(rows).numpy(), np.array(ours.features)
+        marks = np.char.endswith(columns, " is missing")
+        assert np.array_equal(found[:, ~marks], theirs.transform(rows).astype(np.float32))
+        gaps = MissingIndicator(features="missing-only").fit(train[numbers])
+        assert np.array_equal(found[:, marks], gaps.transform(rows[numbers]))
+    expected = [
+        name.replace("infrequent_sklearn", "(rare)").replace("colour_", "colour=") for name in theirs.get_feature_names_out()
+    ]
+    assert list(columns[~marks]) == expected
 
 
 def test_a_way_through_json_changes_nothing() -> None:

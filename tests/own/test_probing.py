@@ -264,7 +264,7 @@ def test_a_saved_run_brings_its_preparation(tmp_path: Path) -> None:
     frame[:20].to_csv(tmp_path / "new.csv", index=False)
     looked = probing.probe("integrated_gradients", on=tmp_path / "new.csv", model=str(tmp_path / "run"), examples=9)
     assert next(iter(looked.columns("integrated gradients"))) == "a"
-    assert set(looked.features) == {"a", "b", "c", "place_x", "place_y"}
+    assert set(looked.features) == {"a", "b", "c", "place=x", "place=y"}
     assert all(example.right is None for example in looked.examples)
     known = probing.probe("deepfool", on=tmp_path / "own.csv", model=str(tmp_path / "run"), examples=9)
     assert known.accuracy is not None

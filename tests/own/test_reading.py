@@ -59,7 +59,7 @@ def test_table_is_split_in_proportion_and_scaled_on_training_rows_alone(csv: Cal
     assert (len(data.train), len(data.valid), len(data.test)) == (140, 20, 40)
     assert data.classes == ("a", "b")
     assert data.task == "classification"
-    assert data.features == ("length", "width", "colour_blue", "colour_green", "colour_red")
+    assert data.features == ("length", "width", "width is missing", "colour=blue", "colour=green", "colour=red")
     assert isinstance(data.train.inputs, torch.Tensor)
     assert isinstance(data.test.inputs, torch.Tensor)
     torch.testing.assert_close(data.train.inputs[:, 0].mean(), torch.tensor(0.0), atol=1e-6, rtol=0)

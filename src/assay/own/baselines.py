@@ -23,7 +23,7 @@ from assay.errors import AssayError
 from assay.nn import mlp
 from assay.nn.audio import AudioCNN
 from assay.nn.text import encode, words
-from assay.own.networks import in_units, squared_error
+from assay.own.networks import TableNet, category_columns, in_units, squared_error
 from assay.papers.architectures.wide_resnet import WideResNet
 from assay.papers.signals.tsc_baselines import FCN
 from assay.papers.text.text_cnn import TextCNN
@@ -60,7 +60,8 @@ def kind(data: Dataset) -> str:
 def baseline(data: Dataset) -> Recipe:
     """A plain training for this kind of data: a sound network with usual settings, the same for everybody.
 
-    Images: a wide residual network WRN-10-2. Tables: a perceptron of two layers with 256 units. Texts: convolutions over words
+    Images: a wide residual network WRN-10-2. Tables: embeddings of the
+    categories and a perceptron of two layers with 256 units. Texts: convolutions over words
     (text_cnn, with 100 numbers a word). Series: a fully convolutional network (tsc_baselines). Audio: four convolutions over
     the log-mel spectrogram. All use AdamW, whose rate rises for a twentieth of the steps and then falls along a cosine; epochs
     grow as data shrink, so that about as many steps are done.
@@ -82,7 +83,11 @@ def baseline(data: Dataset) -> Recipe:
     elif found == "series":
         model, steps, most, rate = partial(FCN, data.input_shape[0], data.num_classes), 1500, 60, 1e-3
     else:
-        model, steps, most, rate = partial(mlp, data.input_shape[0], data.num_classes), 2000, 60, 1e-3
+        groups = category_columns(data.features)
+        model = partial(mlp, data.input_shape[0], data.num_classes)
+        if groups:
+            model = partial(TableNet, data.input_shape[0], data.num_classes, groups)
+        steps, most, rate = 2000, 60, 1e-3
     recipe = Recipe(
         data,
         model=model,

@@ -144,7 +144,7 @@ def prepare(found: Layout) -> tuple[Dataset, Preparation]:
         classes=classes,
         licence="your own",
         history=(*material.history, *("normalise()" for step in preparation.steps if isinstance(step, Line))),
-        source="; ".join([line, *notes]) + ".",
+        source=" ".join("; ".join([line, *notes]).split()) + ".",  # names of classes may hold line breaks
         features=next((step.features for step in preparation.steps if isinstance(step, Columns)), ()),
     )
     return data, preparation

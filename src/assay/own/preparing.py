@@ -30,6 +30,8 @@ Inputs: TypeAlias = Tensor | tuple[str, ...] | pd.DataFrame
 
 #: A category of its own has at most so many columns; the rarest ones share the last.
 MOST_CATEGORIES = 50
+#: What the column of the rare ones is called.
+RARE = "(rare)"
 
 
 class Unrepeatable(AssayError):
@@ -47,7 +49,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a table: numbers with gaps filled and scaled, then a column of 0 and 1 for each category.
+    """Columns of a table: numbers with gaps filled and scaled, then where gaps were, then a column of 0 and 1 for each category.
 
     Args:
         numbers: names of the numeric columns.
@@ -58,6 +60,7 @@ class Columns:
         categories: for each of these, the words that have a column of their own.
         rare: for each of these, the words that share one column, where also those go that were never seen. Without any,
             a word that was never seen is 0 in all columns.
+        gaps: numeric columns with gaps in training, each of which gets a column that is 1 where there is one.
 
     Shape: a frame of N rows -> (N, D) float32.
     """
@@ -69,6 +72,7 @@ class Columns:
     words: tuple[str, ...] = ()
     categories: tuple[tuple[str, ...], ...] = ()
     rare: tuple[tuple[str, ...], ...] = ()
+    gaps: tuple[str, ...] = ()
 
     @classmethod
     def fit(cls, frame: pd.DataFrame) -> Self:
@@ -86,6 +90,7 @@ class Columns:
                 "fill": tuple(imputer.statistics_.tolist()),
                 "mean": tuple(scaler.mean_.tolist()),
                 "scale": tuple(scaler.scale_.tolist()),
+                "gaps": tuple(name for name in numbers if frame[name].isna().any()),
             }
         if words:
             encoder = OneHotEncoder(handle_unknown="infrequent_if_exist", max_categories=MOST_CATEGORIES).fit(frame[words])
@@ -99,10 +104,10 @@ class Columns:
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Names of the D columns."""
-        names = list(self.numbers)
+        """Names of the D columns; ``COLUMN=WORD`` for those of categories."""
+        names = [*self.numbers, *(f"{name} is missing" for name in self.gaps)]
         for name, known, few in zip(self.words, self.categories, self.rare, strict=True):
-            names += [f"{name}_{word}" for word in known] + ([f"{name}_rare"] if few else [])
+            names += [f"{name}={word}" for word in known] + ([f"{name}={RARE}"] if few else [])
         return tuple(names)
 
     def __call__(self, frame: pd.DataFrame) -> Tensor:
@@ -112,6 +117,9 @@ class Columns:
             values = np.where(np.isnan(values), self.fill[place], values)
             out[:, place] = (values - self.mean[place]) / self.scale[place]
         begin = len(self.numbers)
+        for name in self.gaps:
+            out[:, begin] = frame[name].isna()
+            begin += 1
         for name, known, few in zip(self.words, self.categories, self.rare, strict=True):
             places = pd.Index(known, dtype=object).get_indexer(frame[name].astype(object))
             there = places >= 0

@@ -105,7 +105,7 @@ def _limit(kept: list[_Rows], room: int) -> float:
     lengths = np.concatenate([rows.lengths for rows in kept])
     order = np.argsort(keys)
     there = int(np.searchsorted(np.cumsum(lengths[order]), room))
-    return float(keys[order[max(1, min(there, len(order) - 1))]])
+    return float(keys[order[min(max(1, there), len(order) - 1)]])
 
 
 def _blank(content: NDArray[np.uint8], ends: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.bool_]:

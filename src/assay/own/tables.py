@@ -50,7 +50,7 @@ def read_table(path: Path, named: Named) -> Material:
         frame = _some_series(path, named.series, notes)
     else:
         frame = (_parquet if path.suffix.lower() in _PARQUET else _csv)(path, notes)
-    frame.columns = [str(name).strip() for name in frame.columns]
+    frame.columns = [_one_line(name) for name in frame.columns]
     return understood(path, frame, named, notes)
 
 
@@ -278,6 +278,10 @@ def _csv_sample(path: Path, dialect: Mapping[str, Any], notes: list[str]) -> pd.
     return frame.set_axis(pd.Index(sample.rows) if len(frame) == len(sample.rows) else pd.RangeIndex(1, len(frame) + 1))
 
 
+def _one_line(name: object) -> str:
+    return " ".join(str(name).split())
+
+
 def _room() -> int:
     """Bytes of a file that may be read: what becomes of them in memory is several times as large."""
     return memory_bound() // 8
@@ -321,10 +325,10 @@ def frames(path: Path, notes: list[str], chunk: int, words: Sequence[str]) -> It
     else:
         dialect = _dialect(path, notes)
         names = _parsed(path, dialect, nrows=0).columns
-        pieces = _pieces(path, _parsed(path, dialect, chunksize=chunk, dtype={n: str for n in names if n.strip() in words}))
+        pieces = _pieces(path, _parsed(path, dialect, chunksize=chunk, dtype={n: str for n in names if _one_line(n) in words}))
     begin = 1
     for piece in pieces:
-        piece.columns = [str(name).strip() for name in piece.columns]
+        piece.columns = [_one_line(name) for name in piece.columns]
         yield piece.set_axis(pd.RangeIndex(begin, begin + len(piece)))  # rows as people count them
         begin += len(piece)
 
@@ -360,7 +364,7 @@ def _dialect(path: Path, notes: list[str]) -> dict[str, Any]:
         raise AssayError(f"The first line of {path} holds numbers, not names: give it a line of column names.")
     twice = next((name for name in cells if name and cells.count(name) > 1), None)
     if twice is not None:
-        raise AssayError(f"{path} has two columns called {twice!r}: give each a name of its own.")
+        notes.append(f"two columns called {twice!r}, of which the second is {twice + '.1'!r}")
     comma = separator == ";" and re.search(r"(^|;)\d+,\d+(;|$)", content, re.MULTILINE) is not None
     return {"encoding": encoding, "sep": separator, "decimal": "," if comma else "."}
 
@@ -455,7 +459,7 @@ def cleaned(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     """Columns of float64 (gaps are NaN) or of texts; what cannot help is left out, and what was done is noted."""
     columns: dict[str, pd.Series] = {}
     useless, names, mixed = [], [], []
-    gaps = infinite = 0
+    gaps = hollow = infinite = 0
     for name in frame:
         column = frame[name]
         there = column.notna()
@@ -476,7 +480,7 @@ def cleaned(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
                 names.append(name)
                 continue
             columns[name] = as_words(column)
-            gaps += int((~there).sum())
+            hollow += int((~there).sum())
     if useless:
         notes.append(f"columns with one value left out: {some(useless)}")
     if names:
@@ -486,7 +490,9 @@ def cleaned(frame: pd.DataFrame, notes: list[str]) -> pd.DataFrame:
     if infinite:
         notes.append(f"{infinite} infinite numbers taken as gaps")
     if gaps or mixed or infinite:
-        notes.append("gaps in numbers filled with the training median, in words a category of their own")
+        notes.append("gaps in numbers filled with the training median")
+    if hollow:
+        notes.append("gaps in words a category of their own")
     return pd.DataFrame(columns, index=frame.index)
 
 
