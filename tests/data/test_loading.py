@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from assay.data import available, load
-from assay.data.registry import REGISTRY, is_here
+from assay.data.registry import REGISTRY, VECTORS, find, is_here
 from assay.errors import AssayError
 
 EMBEDDED = {
@@ -46,8 +46,8 @@ def public(name: str):  # type: ignore[no-untyped-def]
 
 
 def packaged(name: str):  # type: ignore[no-untyped-def]
-    if not is_here(REGISTRY[name]) and os.environ.get("ASSAY_TEST_PIP") != "1":
-        pytest.skip(f"{REGISTRY[name].files[0].path} is not in the cache, and ASSAY_TEST_PIP=1 is not set")
+    if not is_here(find(name)) and os.environ.get("ASSAY_TEST_PIP") != "1":
+        pytest.skip(f"{find(name).files[0].path} is not in the cache, and ASSAY_TEST_PIP=1 is not set")
     return load(name)
 
 
@@ -59,7 +59,7 @@ def test_listing_needs_no_torch() -> None:
 
 def test_every_row_is_complete() -> None:
     rows = available()
-    assert len({row.name for row in rows}) == len(rows) == len(REGISTRY)
+    assert len({row.name for row in rows}) == len(rows) == len(REGISTRY) + len(VECTORS)
     for row in rows:
         assert row.what
         assert row.licence
@@ -71,7 +71,7 @@ def test_every_row_is_complete() -> None:
 
 
 def test_every_file_is_pinned() -> None:
-    for entry in REGISTRY.values():
+    for entry in (REGISTRY | VECTORS).values():
         for file in entry.files:
             assert len(file.sha256) == 64
             assert file.urls

