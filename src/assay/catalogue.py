@@ -31,7 +31,7 @@ NEEDS = {
 }
 
 #: Kinds of data; a paper's field ``takes`` names those that it is for, and without the field it is for all.
-KINDS = ("images", "series", "table", "text")
+KINDS = ("images", "audio", "series", "table", "text")
 
 
 @dataclass(frozen=True)

@@ -34,12 +34,13 @@ class View:
 
     Args:
         model: in evaluation mode: (B, ...) -> logits (B, C), or numbers (B, 1) for regression; each example on its own.
-        inputs: (B, ...) float: images (B, C, H, W), series (B, C, L), tables (B, D), one text (1, L, D).
+        inputs: (B, ...) float: images (B, C, H, W), series (B, C, L), audio (B, bands, L), tables (B, D), one text
+            (1, L, D).
         target: (B,) int64, the output to look at: the class that the network says, or another that somebody asked for.
         labels: (B,) what is right: int64 classes or float numbers. Ask :meth:`answers` where they are needed.
         background: (M, ...) further examples of the same kind: what is usual. None (M = 0) for texts.
         background_labels: (M,) what is right for these.
-        kind: ``"images"``, ``"series"``, ``"table"`` or ``"text"``.
+        kind: ``"images"``, ``"audio"``, ``"series"``, ``"table"`` or ``"text"``.
         classes: names of the outputs; empty for regression.
         features: names of the columns of a table, the words of a text, else empty.
         seed: for whatever is random; see :meth:`generator`.

@@ -31,6 +31,7 @@ from assay.own.page import write_page
 from assay.own.preparing import prepared
 from assay.own.probing import look, parse, untouched
 from assay.own.saved import save_run
+from assay.own.suggesting import suggest
 from assay.recipe import Recipe
 from assay.train.loop import Trained, fit
 from assay.view import Seen, View
@@ -459,6 +460,25 @@ def test_pages_of_images_series_and_texts(images: Dataset, tmp_path: Path) -> No
     looked = probing.probe("integrated_gradients", on=series, examples=2)
     assert looked.kind == "series"
     assert write_page(looked, tmp_path / "series").read_text().count("data:image/png;base64,") == 2
+
+
+def test_recordings(tmp_path: Path) -> None:
+    """Two notes: what speaks for one lies in the bands of that note."""
+    from scipy.io import wavfile
+
+    rng = np.random.default_rng(0)
+    time = np.arange(8000) / 8000
+    for number in range(40):
+        note = ("low", 440) if number % 2 else ("high", 2000)
+        place = tmp_path / "notes" / note[0] / f"{number}.wav"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        wave = 0.5 * np.sin(2 * np.pi * note[1] * time + rng.uniform(0, 6)) + 0.01 * rng.normal(size=8000)
+        wavfile.write(place, 8000, (wave * 32000).astype(np.int16))
+    looked = probing.probe("integrated_gradients", on=tmp_path / "notes", examples=2, settings=["steps=10"])
+    assert looked.kind == "audio"
+    assert write_page(looked, tmp_path / "page").read_text().count("data:image/png;base64,") == 4
+    found = {one.name: one for one in suggest(tmp_path / "notes").findings}
+    assert found["no-signal"].value == pytest.approx(1, abs=0.02)
 
 
 def test_infinite_numbers_stay_json(table: Dataset) -> None:

@@ -51,7 +51,7 @@ class Subject:
         what: the network, in a few words.
         source: the data, in a line.
         model: in evaluation mode: inputs -> logits (B, C) or numbers (B, 1).
-        kind: ``"images"``, ``"series"``, ``"table"`` or ``"text"``.
+        kind: ``"images"``, ``"audio"``, ``"series"``, ``"table"`` or ``"text"``.
         inputs: (N, ...) float, or for texts the word ids of each, (1, L) int64, without padding.
         labels: (N,) or ``None`` where they are not known, or of other classes than the network's.
         ids: where each example stands: a file, a row, a place in the test split.

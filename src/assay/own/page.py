@@ -108,6 +108,12 @@ def _example(looked: Looked, place: int) -> dict[str, Any]:
             bars.append((name, _signed(looked, found[place])))
         elif looked.kind == "series" and looked.inputs is not None:
             pictures.append((name, _png(_strip(looked.inputs[place], found[place]), wide=True)))
+        elif looked.kind == "audio" and looked.inputs is not None:
+            sound = _pixels(_spectrogram(looked.inputs[place]))
+            pictures += [
+                ("the spectrogram", _png(sound, wide=True)),
+                (name, _png(heat(_spectrogram(found[place]), sound), wide=True)),
+            ]
     return {
         "id": example.id,
         "said": example.said,
@@ -146,6 +152,11 @@ def _pixels(image: Tensor) -> NDArray[np.uint8]:
         values = (values - low) / max(high - low, 1e-12)
     shown = values[:3] if values.shape[0] >= 3 else values[:1].expand(3, -1, -1)
     return np.asarray((shown.clamp(0, 1) * 255).round().permute(1, 2, 0).numpy(), dtype=np.uint8)
+
+
+def _spectrogram(bands: Tensor) -> Tensor:
+    """(bands, L) as an image (1, H, W), low notes below, each value a square of three pixels."""
+    return bands.detach().flip(0).repeat_interleave(3, dim=0).repeat_interleave(3, dim=1).unsqueeze(0)
 
 
 def _strip(series: Tensor, attributions: Tensor) -> NDArray[np.uint8]:

@@ -61,7 +61,7 @@ class Looked:
         paper: title and year of the paper.
         model: the network, in a few words.
         source: the data, in a line.
-        kind: ``"images"``, ``"series"``, ``"table"`` or ``"text"``.
+        kind: ``"images"``, ``"audio"``, ``"series"``, ``"table"`` or ``"text"``.
         accuracy: share of examples that the network classifies as their labels say; ``None`` where that is not known.
         target: what the attributions are of.
         examples: those that were looked at.
@@ -356,7 +356,7 @@ def _seen(
             layered=subject.layered,
         )
         seen = _called(function, view, options)
-        _require_shapes(function, seen, inputs)
+        _require_shapes(function, seen, inputs, subject.kind == "text")
         return seen
 
     if isinstance(subject.inputs, Tensor):
@@ -412,14 +412,14 @@ def _reason(error: Exception) -> str:
     return lines[0].rstrip(".")
 
 
-def _require_shapes(function: Probe, seen: Seen, inputs: Tensor) -> None:
+def _require_shapes(function: Probe, seen: Seen, inputs: Tensor, text: bool) -> None:
     for name, values in seen.each.items():
         if values.shape != (len(inputs),):
             raise AssayError(
                 f"{function.__name__} gives {tuple(values.shape)} as {name!r} of {len(inputs)} examples: mend the probe."
             )
     for name, values in seen.attributions.items():
-        short = inputs.dim() == 3 and values.shape == inputs.shape[:2]  # one number a word
+        short = text and values.shape == inputs.shape[:2]  # one number a word
         fits = values.dim() == inputs.dim() and all(a in (1, b) for a, b in zip(values.shape, inputs.shape, strict=True))
         if not (short or fits) or len(values) != len(inputs):
             raise AssayError(

@@ -45,8 +45,10 @@ MOST = 4000
 #: Columns that are looked at one by one.
 _MOST_COLUMNS = 200
 _FOLDS = 5
+#: Examples that nearest neighbours need: a fold, or one of two halves, must hold enough of them.
+_FEWEST_NEIGHBOURS = 100
 #: Cosines above which two images or series are nearly the same (measured: of 3,000 MNIST digits, none are).
-_ALIKE = {"images": 0.995, "series": 0.9995}
+_ALIKE = {"images": 0.995, "series": 0.9995, "audio": 0.9995}
 #: Steps by which the time of a training is measured, and of the baseline before a probe is tried on it.
 _STEPS = 6
 #: Trainings of every arm, as `assay try` has them by default.
@@ -397,14 +399,18 @@ def _vectors(inputs: Any, kind: str, rows: NDArray[np.int64]) -> Any:
             return weigh.fit_transform(texts)
         except ValueError:  # no word occurs twice
             return weigh.set_params(min_df=1).fit_transform(texts)
-    flat = _pixels(inputs, rows)
+    if kind == "audio":  # what sounds, whenever it does
+        bands = inputs[torch.from_numpy(rows)].double()
+        flat: NDArray[np.float64] = torch.cat([bands.mean(dim=2), bands.std(dim=2)], dim=1).numpy()
+    else:
+        flat = _pixels(inputs, rows)
     if kind == "table":
         return flat
     from sklearn.decomposition import PCA
 
     if kind == "series":  # the level and the spread of a series, beside its shape
         flat = np.column_stack([flat, flat.mean(axis=1), flat.std(axis=1)])
-    most = min(40, flat.shape[1], len(flat) - 1)
+    most = min(40, flat.shape[1], max(2, len(flat) // 5))  # few examples cannot tell many components from noise
     found: NDArray[np.float64] = PCA(most, random_state=0, svd_solver="randomized").fit_transform(flat)
     return found
 
@@ -450,7 +456,7 @@ def _predicted_classes(
     best: tuple[float, NDArray[np.float64], str, Any] | None = None
     for name, learner in _learners(kind, True, seed).items():
         folds = list(_folds(labels, groups, _FOLDS, seed).split(np.zeros(len(labels)), labels, groups))
-        if name == "nearest neighbours" and min(len(train) for train, _ in folds) < 15:
+        if name == "nearest neighbours" and len(labels) < _FEWEST_NEIGHBOURS:
             continue
         found = cross_val_predict(learner, vectors, labels, cv=folds, method="predict_proba")
         right = float((found.argmax(axis=1) == labels).mean())
@@ -473,6 +479,8 @@ def _predicted_numbers(
     best: tuple[float, NDArray[np.float64], str] | None = None
     for name, learner in _learners(kind, False, seed).items():
         folds = list(_folds(targets, groups, _FOLDS, seed).split(np.zeros(len(targets)), None, groups))
+        if name == "nearest neighbours" and len(targets) < _FEWEST_NEIGHBOURS:
+            continue
         found = cross_val_predict(learner, vectors, targets, cv=folds)
         error = float(np.median(np.abs(found - targets)))
         if best is None or error < best[0]:
