@@ -120,7 +120,7 @@ def reference_name(data: Dataset) -> str:
         "table": "gradient boosting",
         "images": "nearest neighbours",
         "series": "nearest neighbours",
-        "audio": f"mean and spread of each band, {linear}",
+        "audio": f"band statistics, {linear}",
     }
     return names[kind(data)]
 

@@ -30,11 +30,13 @@ Trust = Annotated[
 
 def try_methods(
     methods: Annotated[list[str] | None, typer.Argument(help="Keys of papers; `a+b` puts both on at once.")] = None,
-    on: Annotated[str, typer.Option(help="Your data: image folder, .csv, .tsv, .parquet, .npz, .ts; or a known data set.")] = "",
+    on: Annotated[
+        str, typer.Option(help="Folder of images or .wav, table, .npz, .ts, saved dataset, archive; or a known data set.")
+    ] = "",
     target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
     text: Annotated[str | None, typer.Option(help="Column that holds texts.")] = None,
     group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one split.")] = None,
-    time: Annotated[str | None, typer.Option(help="Column to split by: the latest rows are the test.")] = None,
+    time: Annotated[str | None, typer.Option(help="Column to split by: the latest are the test.")] = None,
     series: Annotated[
         str | None, typer.Option(help="Column that says of which series a row is a step, --time its order.")
     ] = None,
@@ -56,7 +58,9 @@ def try_methods(
     began = clock.monotonic()
     seconds = None if budget is None else duration(budget)
     if not on:
-        raise AssayError("Name your data with --on: an image folder, a table, an .npz; or a data set that `assay data` lists.")
+        raise AssayError(
+            "Name your data with --on: a folder of images or wav files, a table, an archive; or a data set that `assay data` lists."
+        )
 
     from assay.own.printing import print_trial
     from assay.own.saved import require_free
