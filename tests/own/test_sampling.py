@@ -47,8 +47,9 @@ def test_rows_are_numbered_and_stay_within_room(tmp_path: Path, monkeypatch: pyt
     assert (np.diff(sample.rows) > 0).all()
 
 
-def test_every_row_is_as_likely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sampling, "_BLOCK", 3000)
+@pytest.mark.parametrize("block", [200, 3000])
+def test_every_row_is_as_likely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(sampling, "_BLOCK", block)
     path = table(tmp_path, 400)
     chosen = np.zeros(400)
     for seed in range(300):

@@ -59,7 +59,7 @@ def try_methods(
     seconds = None if budget is None else duration(budget)
     if not on:
         raise AssayError(
-            "Name your data with --on: a folder of images or wav files, a table, an archive; or a data set that `assay data` lists."
+            "Name your data with --on: a folder of images or wav files, a table, an archive; or what `assay data` lists."
         )
 
     from assay.own.printing import print_trial
