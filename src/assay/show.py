@@ -89,25 +89,32 @@ def paper_dict(paper: catalogue.Paper, whole: bool = False) -> dict[str, Any]:
 
 
 def print_papers(papers: Iterable[catalogue.Paper]) -> None:
-    """A line a paper."""
-    table = _table("paper", "year", "topic", "kind", "verdicts", "title")
-    for column in table.columns[:5]:
-        column.no_wrap = True
-    table.columns[5].overflow = "ellipsis"
-    table.columns[5].no_wrap = True
-    for paper in papers:
-        entries = evidence.recorded(paper.key)
-        counts = {word: sum(e["verdict"] == word for e in entries.values()) for word in ("holds", "fails", "inconclusive")}
-        marks = " ".join(f"[{COLOURS[word]}]{count} {word}[/]" for word, count in counts.items() if count)
-        table.add_row(
-            f"[bold]{paper.key}[/]",
-            str(paper.year),
-            paper.topic,
-            paper.kind,
-            marks or "[dim]none yet[/]",
-            escape(paper.title),
-        )
+    """A line a paper, under its topic; the title gets what is left of the line, and a narrow terminal does without the kind."""
+    wide = console().width >= 110
+    rows = [(paper, *_counted(paper)) for paper in papers]
+    names = ["  paper", "year", "verdicts", *(["kind"] if wide else []), "title"]
+    widths = [2 + max((len(paper.key) for paper, *_ in rows), default=5), 4, max((len(text) for _, text, _ in rows), default=8)]
+    widths += [max((len(paper.kind) for paper, *_ in rows), default=4)] if wide else []
+    widths.append(max(20, console().width - sum(widths) - 2 * len(names)))
+    table = _table(*names)
+    for column, width in zip(table.columns, widths, strict=True):
+        column.no_wrap, column.min_width, column.max_width, column.overflow = True, width, width, "ellipsis"
+    for number, (paper, _, marks) in enumerate(rows):
+        if not number or rows[number - 1][0].topic != paper.topic:
+            table.add_row(f"[dim]{paper.topic}[/]")
+        kind = [paper.kind] if wide else []
+        table.add_row(f"  [bold]{paper.key}[/]", str(paper.year), marks, *kind, escape(paper.title))
     console().print(table)
+
+
+def _counted(paper: catalogue.Paper) -> tuple[str, str]:
+    """How many claims came out how, plain and coloured."""
+    entries = evidence.recorded(paper.key).values()
+    counts = {word: sum(entry["verdict"] == word for entry in entries) for word in ("holds", "fails", "inconclusive")}
+    there = {word: count for word, count in counts.items() if count}
+    plain = " ".join(f"{count} {word}" for word, count in there.items())
+    marks = " ".join(f"[{COLOURS[word]}]{count} {word}[/]" for word, count in there.items())
+    return plain or "none yet", marks or "[dim]none yet[/]"
 
 
 def print_paper(paper: catalogue.Paper) -> None:
