@@ -96,7 +96,7 @@ def _in_hub_cache(name: str) -> Path:
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError:
-        raise AssayError(f"Reading {name} from the hub's cache needs `pip install huggingface_hub`: or give a file.") from None
+        raise AssayError(f"Reading {name} from the hub's cache needs `pip install 'assay[hub]'`: or give a file.") from None
     found = try_to_load_from_cache(name, "model.safetensors")
     if not isinstance(found, str):
         raise AssayError(f"{name} is not in the hub's cache: {hint}.")

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from assay.own.trying import Report, Trial
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
+ON_HELP = "Folder of images or .wav, table, .npz, .ts, saved dataset, archive; or a known data set."
+Target = Annotated[str | None, typer.Option(help="Column to predict.")]
+Text = Annotated[str | None, typer.Option(help="Column that holds texts.")]
+Group = Annotated[str | None, typer.Option(help="Column whose equal values stay in one split.")]
+Time = Annotated[str | None, typer.Option(help="Column to split by: the latest are the test; with --series, its order.")]
+Series = Annotated[str | None, typer.Option(help="Column that says of which series a row is a step, --time its order.")]
 Run = Annotated[str, typer.Argument(help="A folder that `assay try` saved, or its name, e.g. `photos-1`.")]
 Trust = Annotated[
     list[str] | None, typer.Option(help="Module of your own whose functions may be called to make the network again.")
@@ -30,16 +36,12 @@ Trust = Annotated[
 
 def try_methods(
     methods: Annotated[list[str] | None, typer.Argument(help="Keys of papers; `a+b` puts both on at once.")] = None,
-    on: Annotated[
-        str, typer.Option(help="Folder of images or .wav, table, .npz, .ts, saved dataset, archive; or a known data set.")
-    ] = "",
-    target: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column that holds texts.")] = None,
-    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one split.")] = None,
-    time: Annotated[str | None, typer.Option(help="Column to split by: the latest are the test.")] = None,
-    series: Annotated[
-        str | None, typer.Option(help="Column that says of which series a row is a step, --time its order.")
-    ] = None,
+    on: Annotated[str, typer.Option(help=ON_HELP)] = "",
+    target: Target = None,
+    text: Text = None,
+    group: Group = None,
+    time: Time = None,
+    series: Series = None,
     everything: Annotated[bool, typer.Option("--all", help="Every method of the catalogue that fits.")] = False,
     seeds: Annotated[int, typer.Option(help="Trainings of every arm.")] = 5,
     budget: Annotated[str | None, typer.Option(help="Time after which nothing more is trained, e.g. 90s, 10m, 2h.")] = None,

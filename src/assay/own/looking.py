@@ -10,17 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from assay.errors import AssayError
-from assay.own.commands import Json, Trust
+from assay.own.commands import ON_HELP, Group, Json, Series, Target, Text, Time, Trust
 
 if TYPE_CHECKING:
     from assay.own.probing import Looked
     from assay.own.suggesting import Advice
-
-On = Annotated[str, typer.Option(help="Your data: image folder, .csv, .tsv, .parquet, .npz, .ts; or a known data set.")]
-Target = Annotated[str | None, typer.Option(help="Column to predict.")]
-Text = Annotated[str | None, typer.Option(help="Column that holds texts.")]
-Time = Annotated[str | None, typer.Option(help="Column to split by: the latest rows are the test; with --series, its order.")]
-Series = Annotated[str | None, typer.Option(help="Column that says of which series a row is a step, --time its order.")]
 
 #: Columns, words and examples that a terminal shows; the page and the JSON have all.
 _SHOWN = 10
@@ -29,10 +23,10 @@ _CLAIMS = 2
 
 
 def suggest_methods(
-    on: On,
+    on: Annotated[str, typer.Option(help=ON_HELP)],
     target: Target = None,
     text: Text = None,
-    group: Annotated[str | None, typer.Option(help="Column whose equal values stay in one split.")] = None,
+    group: Group = None,
     time: Time = None,
     series: Series = None,
     seed: Annotated[int, typer.Option(help="Of samples and folds.")] = 0,
@@ -60,9 +54,7 @@ def suggest_methods(
 
 def probe_model(
     probe: Annotated[str | None, typer.Argument(help="Key of a paper with a probe; without one, the probes are listed.")] = None,
-    on: Annotated[
-        str | None, typer.Option(help="Your data: image folder, .csv, .tsv, .parquet, .npz, .ts; or a known data set.")
-    ] = None,
+    on: Annotated[str | None, typer.Option(help=ON_HELP)] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -72,6 +64,7 @@ def probe_model(
     ] = None,
     target: Target = None,
     text: Text = None,
+    group: Group = None,
     time: Time = None,
     series: Series = None,
     examples: Annotated[int, typer.Option(help="How many examples are drawn and looked at.")] = 16,
@@ -109,7 +102,7 @@ def probe_model(
             probe,
             on,
             model,
-            Named(target, text, None, time, series),
+            Named(target, text, group, time, series),
             examples,
             seed,
             of,

@@ -154,7 +154,7 @@ def _parquet(path: Path, columns: list[str], rows: Iterator[list[list[Any]]]) ->
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError:
-        raise AssayError("A Parquet file needs pyarrow: `pip install pyarrow`, or name a .csv file.") from None
+        raise AssayError("A Parquet file needs pyarrow: `pip install 'assay[arrow]'`, or name a .csv file.") from None
     writer = None
     try:
         for piece in rows:

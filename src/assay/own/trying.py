@@ -222,7 +222,7 @@ def try_(
     if seeds < 1:
         raise AssayError(f"{seeds} seeds were asked for: give at least 1; a verdict needs 2, better 5.")
     if not methods and not everything:
-        raise AssayError(f"No method was named: choose among {', '.join(there())}, or take all.")
+        raise AssayError(f"No method was named: choose among {', '.join(there())}, or take --all.")
     where = usable_device(device)
     more, absent = every() if everything else ([], {})
     treatments = {method: [find(name) for name in method.split("+")] for method in dict.fromkeys([*methods, *more])}

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from assay.data import Dataset
+from assay.errors import AssayError
 from assay.lab import Lab
 from assay.nn import mlp
 from assay.papers.labels.ncr import (
@@ -96,12 +97,23 @@ def test_gradients_flow_through_neighbours_unless_stopped() -> None:
     )
 
 
+def test_small_similarities_and_half_precision_stay_finite() -> None:
+    features = torch.eye(6).float()
+    features[:, 0] += 0.01  # nearly orthogonal
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    for given in (logits, logits.half()):
+        found = neighbour_targets(given, features.to(given.dtype), k=2, gamma=8.0)
+        torch.testing.assert_close(found.sum(1), torch.ones(6), atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="no neighbours"):
+        neighbour_targets(logits[:1], features[:1])
+
+
 def test_before_it_starts_and_alone_it_is_cross_entropy() -> None:
     logits, features, labels = batch()
     loss = NeighborConsistencyLoss(start_epoch=5)
     assert torch.equal(loss(logits, labels, features, 4), F.cross_entropy(logits, labels))
     assert torch.equal(loss(logits[:1], labels[:1], features[:1], 9), F.cross_entropy(logits[:1], labels[:1]))
-    for wrong in ({"k": 0}, {"weight": 1.5}):
+    for wrong in ({"k": 0}, {"weight": 1.5}, {"gamma": 0.0}, {"temperature": -1.0}):
         with pytest.raises(ValueError, match="must be"):
             NeighborConsistencyLoss(**wrong)
 
@@ -112,6 +124,10 @@ def test_treatment_changes_the_loss_and_nothing_else(table: Dataset) -> None:
     assert treated.replace(loss=plain.loss) == plain
     assert treated.loss.build(table).start_epoch == 2
     assert fit(treated, 0).accuracy() > 0.75  # ten neighbours of 32 smooth a line away in part
+    assert fit(treated, 0).history["train_loss"] != fit(plain, 0).history["train_loss"]
+    assert ncr(plain.replace(epochs=10)).loss.build(table).start_epoch == 1  # never on features that were not trained at all
+    with pytest.raises(AssayError, match="accumulate"):
+        ncr(plain.replace(accumulate=2))
 
 
 def test_claims_at_smoke_scale(home: object) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.tree import DecisionTreeClassifier
@@ -63,16 +64,43 @@ def test_the_budget_is_kept_and_spent_on_the_most_contradicted() -> None:
     X, given, truth = noisy()
     model = ReLabel(LogisticRegression(), SimulatedAnnotator(truth, error=0), rounds=3, budget=40).fit(X, given)
     assert [step.asked for step in model.history_] == [14, 13, 13]
-    assert sum(step.changed for step in model.history_) > 35  # what is most contradicted is wrong
+    assert sum(step.changed for step in model.history_) == 40  # what is most contradicted is wrong
+
+
+def test_nobody_is_asked_twice_and_what_was_confirmed_stays() -> None:
+    X, given, _ = noisy()
+    asked: list[int] = []
+
+    def confirms(indices: np.ndarray, predicted: np.ndarray, current: np.ndarray) -> np.ndarray:
+        asked.extend(indices.tolist())
+        return current
+
+    model = ReLabel(LogisticRegression(), confirms, rounds=3).fit(X, given)
+    assert len(asked) == len(set(asked)) > 0
+    assert (model.labels_ == given).all()
+
+
+def test_a_class_that_is_relabelled_away_keeps_its_column() -> None:
+    X, given, _ = noisy()
+    model = ReLabel(LogisticRegression(), lambda indices, *_: np.full(len(indices), "a"), rounds=1)
+    given[given == "b"] = "a"
+    given[0] = "b"  # the only one, and contradicted
+    probabilities = model.fit(X, given).predict_proba(X)
+    assert probabilities.shape == (600, 3)
+    assert (probabilities[:, 1] == 0).all() == ("b" not in model.labels_)
+    with pytest.raises(NotFittedError):
+        ReLabel(LogisticRegression(), confirms_nothing).predict(X)
+
+
+def confirms_nothing(*_: object) -> np.ndarray:
+    raise AssertionError("nobody is to be asked")
 
 
 def test_right_labels_and_a_model_that_has_them_by_heart_ask_nothing() -> None:
     X, given, truth = noisy()
-
-    def nobody(*_: object) -> np.ndarray:
-        raise AssertionError("nobody is to be asked")
-
-    by_heart = ReLabel(DecisionTreeClassifier(random_state=0), nobody).fit(X, given)
+    easy = X + 20 * np.eye(3, 4)[np.unique(truth, return_inverse=True)[1]]
+    assert (ReLabel(LogisticRegression(), confirms_nothing).fit(easy, truth).labels_ == truth).all()
+    by_heart = ReLabel(DecisionTreeClassifier(random_state=0), confirms_nothing).fit(X, given)
     assert (by_heart.labels_ == given).all()
     assert [step.asked for step in by_heart.history_] == [0]
     folds = StratifiedKFold(5, shuffle=True, random_state=0)

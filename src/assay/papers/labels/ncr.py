@@ -18,6 +18,7 @@ Source: Iscen, Valmadre, Arnab and Schmid, "Learning with Neighbor Consistency f
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from assay.errors import AssayError
 from assay.nn import mlp
 from assay.paper import Below, Curve, Higher, claim
 from assay.papers.labels.elr import elr
@@ -48,16 +50,25 @@ def neighbour_targets(logits: Tensor, features: Tensor, k: int = 10, temperature
         gamma: power of the similarities; above 1 the nearest count for more.
 
     Returns:
-        (B, C), rows that sum to 1.
+        (B, C), rows that sum to 1, in float32 at least.
+
+    Raises:
+        ValueError: a batch of one, which has no neighbours.
     """
-    units = F.normalize(features.flatten(1), dim=1)
+    if len(logits) < 2:
+        raise ValueError("a batch of one example has no neighbours")
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    units = F.normalize(features.flatten(1).to(precision), dim=1)
     similar = (units @ units.T).relu()  # (B, B)
     # An example is not its own neighbour: with itself among them, the term would tell it to believe itself.
     own = torch.eye(len(similar), dtype=torch.bool, device=similar.device)
     values, nearest = similar.masked_fill(own, -1.0).topk(min(k, len(similar) - 1), dim=1)  # (B, k)
-    values = values.clamp_min(1e-8) ** gamma  # where nothing is similar, all count the same
+    # Relative to the nearest, so that no power of small numbers vanishes; where nothing is similar, all count the same.
+    values = (values.clamp_min(1e-8) / values[:, :1].clamp_min(1e-8)) ** gamma
     weights = torch.zeros_like(similar).scatter(1, nearest, values / values.sum(dim=1, keepdim=True))
-    return weights @ (logits / temperature).softmax(dim=1)  # a product with zeros is quicker than gathering (B, k, C)
+    return weights @ (logits.to(precision) / temperature).softmax(
+        dim=1
+    )  # a product with zeros is quicker than gathering (B, k, C)
 
 
 class NeighborConsistencyLoss(nn.Module):
@@ -66,7 +77,7 @@ class NeighborConsistencyLoss(nn.Module):
     Args:
         k: neighbours. The paper takes 10 to 250, depending on the data set.
         temperature: T. The paper uses 2.
-        weight: a, share of the consistency term, in [0, 1].
+        weight: a, share of the consistency term, in [0, 1]. The paper tunes it for each data set, as far down as 0.3.
         gamma: power of the similarities; 1 in the authors' settings.
         start_epoch: epochs of plain cross-entropy before.
         detach_neighbours: whether to stop the gradient through the neighbours' predictions; the authors' code does not.
@@ -88,6 +99,8 @@ class NeighborConsistencyLoss(nn.Module):
             raise ValueError(f"k must be at least 1, not {k}")
         if not 0 <= weight <= 1:
             raise ValueError(f"weight must be in [0, 1], not {weight}")
+        if temperature <= 0 or gamma <= 0:
+            raise ValueError(f"temperature and gamma must be positive, not {temperature} and {gamma}")
         self.k, self.temperature, self.weight, self.gamma = k, temperature, weight, gamma
         self.start_epoch, self.detach_neighbours = start_epoch, detach_neighbours
 
@@ -113,19 +126,28 @@ def ncr(
     recipe: Recipe, k: int = 10, temperature: float = 2.0, weight: float = 0.9, gamma: float = 1.0, start_epoch: int | None = None
 ) -> Recipe:
     """Train with neighbour consistency. ``start_epoch=None`` gives a twelfth of the epochs to cross-entropy alone."""
-    start = recipe.epochs // 12 if start_epoch is None else start_epoch
+    if recipe.accumulate > 1:
+        raise AssayError(
+            "Neighbours are looked for in the whole batch, which a recipe with accumulate takes in parts: train with 1."
+        )
+    start = _start(recipe) if start_epoch is None else start_epoch
     loss = per_example(NeighborConsistencyLoss, k=k, temperature=temperature, weight=weight, gamma=gamma, start_epoch=start)
     return recipe.replace(loss=loss)
+
+
+def _start(recipe: Recipe) -> int:
+    """A twelfth of the epochs (the paper: 10 of 130), and one at least where there are several."""
+    return min(max(1, recipe.epochs // 12), recipe.epochs - 1)
 
 
 # -------------------------------------------------------------------------------------------------------- the claims
 
 
 class _RandomNeighbours(NeighborConsistencyLoss):
-    """A control: any k examples of the batch, with the weights that unrelated features give."""
+    """A control: every example gets the neighbours of another one; all else, gradients too, stays as it is."""
 
     def targets(self, logits: Tensor, features: Tensor) -> Tensor:
-        return super().targets(logits, torch.randn_like(features))
+        return super().targets(logits, features[torch.randperm(len(features), device=features.device)])
 
 
 class _Bootstrap(nn.Module):
@@ -148,12 +170,21 @@ def _plain(lab: Lab, rate: float = 0.4) -> Recipe:
     if lab.scale == "smoke":
         data = data.subset(train=500, test=200)
     return Recipe(
-        data.flip_labels(rate, seed=lab.seed),
+        data.flip_labels(rate, seed=lab.seed).holdout(0.1, seed=lab.seed),
         model=partial(mlp, 784, 10),
         optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4),
         schedule=cosine,
         epochs=lab.pick(smoke=2, laptop=60, full=150),
+        watch=("valid", "test"),
     )
+
+
+_WEIGHTS = (0.3, 0.6, 0.9)
+
+
+def _chosen(lab: Lab, recipes: Iterable[Recipe]) -> Trained:
+    """The training that ends with the highest accuracy on the held-out tenth, whose labels are as wrong as the others."""
+    return max((lab.train(recipe) for recipe in recipes), key=lambda trained: trained.history["valid_accuracy"][-1])
 
 
 def _curve(trained: Trained) -> Curve:
@@ -161,8 +192,8 @@ def _curve(trained: Trained) -> Curve:
 
 
 _SCALED_DOWN = (
-    "MNIST 5k and a perceptron (784-256-256-10) for 60 epochs instead of CIFAR and mini-ImageNet with a ResNet-18; "
-    "k = 10, T = 2, a = 0.9."
+    "MNIST 5k and a perceptron (784-256-256-10) for 60 epochs instead of CIFAR and mini-ImageNet with a ResNet-18; k = 10, T = "
+    "2, and a one of 0.3, 0.6 and 0.9 by a held-out tenth with wrong labels, for every arm that has an a."
 )
 
 
@@ -176,8 +207,9 @@ _SCALED_DOWN = (
 def resists_wrong_labels(lab: Lab) -> Measured:
     plain = _plain(lab)
     smoothed = plain.replace(loss=partial(F.cross_entropy, label_smoothing=0.1))
-    recipes = {"cross-entropy": plain, "label smoothing": smoothed, "ELR": elr(plain), "NCR": ncr(plain)}
+    recipes = {"cross-entropy": plain, "label smoothing": smoothed, "ELR": elr(plain)}
     arms = {name: _curve(lab.train(recipe)) for name, recipe in recipes.items()}
+    arms["NCR"] = _curve(_chosen(lab, [ncr(plain, weight=weight) for weight in _WEIGHTS]))
     falls = {f"{name}, fall from its best epoch": max(line.y) - line.number for name, line in arms.items()}
     return {**arms, **falls}
 
@@ -191,18 +223,21 @@ def resists_wrong_labels(lab: Lab) -> Measured:
 )
 def neighbours_make_the_difference(lab: Lab) -> Measured:
     plain = _plain(lab)
-    start = plain.epochs // 12
-    losses = {
-        "bootstrap": per_example(_Bootstrap, start_epoch=start),
-        "random neighbours": per_example(_RandomNeighbours, start_epoch=start),
-    }
-    recipes = {name: plain.replace(loss=loss) for name, loss in losses.items()}
-    return {name: _curve(lab.train(recipe)) for name, recipe in {"NCR": ncr(plain), **recipes}.items()}
+    kinds = {"NCR": NeighborConsistencyLoss, "bootstrap": _Bootstrap, "random neighbours": _RandomNeighbours}
+    arms = {}
+    for name, kind in kinds.items():
+        losses = [per_example(kind, weight=weight, start_epoch=_start(plain)) for weight in _WEIGHTS]
+        arms[name] = _curve(_chosen(lab, [plain.replace(loss=loss) for loss in losses]))
+    return arms
 
 
 @claim(
-    "On clean labels neighbour consistency costs less than 2 points of accuracy.",
-    expect=Higher("NCR, no wrong labels", than="cross-entropy, no wrong labels", by=-0.02),
+    "On clean labels neighbour consistency at its strongest here (a = 0.9) costs less than 2 points of accuracy, and with a "
+    "fifth of the labels wrong it already gains.",
+    expect=(
+        Higher("NCR, no wrong labels", than="cross-entropy, no wrong labels", by=-0.02),
+        Higher("NCR, a fifth wrong", than="cross-entropy, a fifth wrong"),
+    ),
     scaled_down=_SCALED_DOWN,
     unit="test accuracy after the last epoch",
 )
@@ -211,5 +246,5 @@ def harmless_on_clean_labels(lab: Lab) -> Measured:
     for name, rate in (("no wrong labels", 0.0), ("a fifth wrong", 0.2)):
         plain = _plain(lab, rate)
         arms[f"cross-entropy, {name}"] = _curve(lab.train(plain))
-        arms[f"NCR, {name}"] = _curve(lab.train(ncr(plain)))
+        arms[f"NCR, {name}"] = _curve(lab.train(ncr(plain, weight=0.9)))
     return arms
