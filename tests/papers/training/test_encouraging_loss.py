@@ -5,9 +5,11 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from assay.data import Dataset
+from assay.data import Dataset, Split
+from assay.errors import AssayError
 from assay.lab import Lab
 from assay.nn import mlp
 from assay.papers.training.encouraging_loss import (
@@ -18,11 +20,12 @@ from assay.papers.training.encouraging_loss import (
     focal_loss,
     halted_cross_entropy,
     helps_rare_classes,
+    margin,
     no_remedy_for_wrong_labels,
     well_classified_examples_matter,
 )
 from assay.recipe import Recipe
-from assay.train.loop import fit
+from assay.train.loop import Trained, fit
 
 
 def batch(size: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,9 +73,10 @@ def test_the_bonus_is_smooth_at_the_log_end_and_nothing_at_zero() -> None:
 
 def test_smoothing_by_hand() -> None:
     logits, labels = batch(3)
-    log_probs = logits.log_softmax(1)
+    p = logits.softmax(1)
     target = F.one_hot(labels, 5) * 0.8 + 0.2 / 5
-    expected = (target * (bonus(log_probs, 0.5) - log_probs)).sum() / 3
+    given = torch.where(p > 0.5, math.log(0.5) - (p - 0.5) / 0.5, (1 - p).log())
+    expected = (target * (given - p.log())).sum() / 3
     torch.testing.assert_close(encouraging_loss(logits, labels, 0.5, label_smoothing=0.2), expected)
     torch.testing.assert_close(
         encouraging_loss(logits, labels, 0.5, label_smoothing=1e-12), encouraging_loss(logits, labels, 0.5), atol=1e-8, rtol=0
@@ -97,14 +101,41 @@ def test_controls_by_hand() -> None:
     torch.testing.assert_close(focal_loss(logits, labels, 0.0), F.cross_entropy(logits, labels))
     torch.testing.assert_close(halted_cross_entropy(logits, labels, 0.5), (-p.log() * (p <= 0.5)).mean())
     torch.testing.assert_close(halted_cross_entropy(logits, labels, 1.0), F.cross_entropy(logits, labels))
+    live = p <= 0.5
+    torch.testing.assert_close(halted_cross_entropy(logits, labels, 0.5, rescale=True), -p[live].log().mean())
+    certain = torch.tensor([[80.0, 0.0]], requires_grad=True)
+    focal_loss(certain, torch.tensor([0]), 0.5).backward()
+    assert certain.grad is not None
+    assert certain.grad.isfinite().all()
+
+
+def test_the_margin_is_the_distance_to_the_nearest_border(table: Dataset) -> None:
+    """Three classes in the plane, h = x: distances by hand; longer weights or features leave the share as it is."""
+    net = nn.Linear(2, 3)
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
+        net.bias.zero_()
+    split = Split(torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, 2.0]]), torch.tensor([0, 0, 2]))
+    data = Dataset("three", "classification", split, split, split, classes=("a", "b", "c"))
+    trained = Trained(Recipe(data, model=lambda: net), net, {}, 0.0, 0, 0)
+    # (3, 0) is 3 / sqrt 2 from class 1; (1, 1) lies on a border; (0, 2) is 2 / sqrt 2 on the wrong side of class 1.
+    assert margin(trained) == pytest.approx((1 / 2**0.5 + 0 - 1 / 2**0.5) / 3, abs=1e-6)
+    with torch.no_grad():
+        net.weight.mul_(7)
+    assert margin(trained) == pytest.approx(0, abs=1e-6)
+    assert not net._forward_pre_hooks
 
 
 def test_treatment_and_bad_settings(table: Dataset) -> None:
     plain = Recipe(table, model=partial(mlp, 8, 2, (16,)), epochs=10, batch_size=32)
     treated = encouraging(plain, log_end=0.5)
     assert treated.replace(loss=plain.loss) == plain
-    assert fit(treated, 0).accuracy() > 0.9
-    for wrong in (0.0, 1.5):
+    assert fit(treated, 0).history["train_loss"] != fit(plain, 0).history["train_loss"]
+    smoothed = encouraging(plain.replace(loss=partial(F.cross_entropy, label_smoothing=0.1)))
+    assert smoothed.loss.keywords["label_smoothing"] == 0.1
+    with pytest.raises(AssayError, match="another loss"):
+        encouraging(plain.replace(loss=F.mse_loss))
+    for wrong in (0.0, 1.5, 1 - 1e-7):
         with pytest.raises(ValueError, match="log_end"):
             encouraging_loss(torch.zeros(1, 2), torch.tensor([0]), wrong)
 
