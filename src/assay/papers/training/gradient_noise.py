@@ -16,6 +16,7 @@ Deep Networks", 2015.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from assay.errors import AssayError
 from assay.nn import mlp
 from assay.paper import Above, Below, Close, Curve, Higher, claim
 from assay.recipe import Recipe, treatment
@@ -60,6 +62,8 @@ def add_gradient_noise_(parameters: Iterable[nn.Parameter], std: float, generato
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not std or not gradients:
         return
+    if any(gradient.is_sparse for gradient in gradients):
+        raise ValueError("noise on every entry would make sparse gradients dense: train with Embedding(sparse=False)")
     sizes = [gradient.numel() for gradient in gradients]
     # One draw for all: a call of the random number generator costs more than the few numbers of a small layer.
     noise = torch.randn(sum(sizes), generator=generator, device=gradients[0].device).mul_(std)
@@ -74,7 +78,7 @@ class GradientNoise:
         loss.backward(); optimizer.step()      # as before
 
     Args:
-        optimizer: any torch optimizer.
+        optimizer: a torch optimizer whose ``step()`` is called without a closure.
         eta: see :func:`noise_std`.
         gamma: see :func:`noise_std`.
         seed: the noise of step t depends on ``seed`` and t alone, so that a resumed training goes on as it would have.
@@ -85,7 +89,10 @@ class GradientNoise:
         self.eta, self.gamma, self.seed, self.step = eta, gamma, seed, 0
         self._handle = optimizer.register_step_pre_hook(self._add)
 
-    def _add(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+    def _add(self, optimizer: torch.optim.Optimizer, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        # Of what step() was given, the first is the optimizer itself.
+        if any(value is not None for value in (*given[1:], *named.values())):
+            raise ValueError("a closure computes its gradients after the noise would be added: call step() without one")
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         generator = _stream(self.seed, self.step, parameters[0].device)
         add_gradient_noise_(parameters, noise_std(self.step, self.eta, self.gamma), generator)
@@ -105,7 +112,8 @@ class GradientNoise:
 
 
 def _stream(seed: int, step: int, device: torch.device) -> torch.Generator:
-    return torch.Generator(device).manual_seed((seed * 1_000_003 + step) % 2**63)
+    # Far from the small numbers that people seed with: the noise of step 0 must not be the numbers of an initialisation.
+    return torch.Generator(device).manual_seed((0x6E6F697365 + seed * 1_000_003 + step) % 2**63)
 
 
 def _check(eta: float, gamma: float) -> None:
@@ -176,13 +184,23 @@ def _recipe(lab: Lab, depth: int, start: str, rate: float = 0.1, scale: float = 
     )
 
 
-def _chosen(lab: Lab, recipes: Iterable[Recipe]) -> Trained:
-    """The training that ends with the highest accuracy on the held-out tenth."""
-    return max((lab.train(recipe) for recipe in recipes), key=lambda trained: trained.history["valid_accuracy"][-1])
+def _chosen(lab: Lab, recipes: Iterable[Recipe]) -> Curve:
+    """The training that ends with the highest accuracy on the held-out tenth, at the price of all; a diverged one has lost."""
+    runs: list[Trained] = []
+    for recipe in recipes:
+        try:
+            runs.append(lab.train(recipe))
+        except AssayError as error:
+            lost = error
+    if not runs:
+        raise lost
+    best = max(runs, key=lambda trained: trained.history["valid_accuracy"][-1])
+    cost = dataclasses.replace(best.cost, seconds=sum(trained.seconds for trained in runs))
+    return Curve(best.history["test_accuracy"], cost=cost, y_name="test accuracy")
 
 
-def _noisy(recipe: Recipe, **settings: Any) -> list[Recipe]:
-    return [gradient_noise(recipe, eta=eta, **settings) for eta in ETAS]
+def _noisy(recipe: Recipe, etas: Iterable[float] = ETAS, gamma: float = 0.55) -> list[Recipe]:
+    return [gradient_noise(recipe, eta, gamma) for eta in etas]
 
 
 def _curve(trained: Trained) -> Curve:
@@ -194,74 +212,87 @@ _UNIT = "test accuracy after the last epoch"
 
 
 @claim(
-    "From weights that are all zero, SGD leaves chance only with gradient noise (eta chosen on held-out data): more than half "
-    "of the test digits right with it, less than a fifth without.",
+    "From weights that are all zero, SGD stays at chance (as it must: all gradients but those of the last bias are zero), and "
+    "with gradient noise it classifies more than half of the test digits correctly (eta chosen on held-out data).",
     expect=(Above("gradient noise", 0.5), Below("no noise", 0.2)),
-    scaled_down=f"{_DATA}; 5 hidden layers of 50 units instead of 20.",
+    scaled_down=f"{_DATA}; 5 hidden layers of 50 units instead of 20; rate 0.1.",
     unit=_UNIT,
 )
 def rescues_zero_weights(lab: Lab) -> Measured:
     plain = _recipe(lab, 5, "zero")
     return {
         "no noise": _curve(lab.train(plain)),
-        "gradient noise": _curve(_chosen(lab, _noisy(plain))),
+        "gradient noise": _chosen(lab, _noisy(plain)),
         "He initialisation, no noise": _curve(lab.train(_recipe(lab, 5, "he"))),
     }
 
 
 @claim(
-    "From weights that are all zero, noise on the gradients does more than a random start would: the noise of the first hundred "
-    "steps, given to the initial weights at once, reaches a lower accuracy (each with its eta chosen on held-out data).",
+    "From weights that are all zero, noise on the gradients does more than the same noise given to the weights at once: the "
+    "noise of the first hundred steps as an initialisation reaches a lower accuracy (each with its eta chosen on held-out "
+    "data).",
     expect=Higher("gradient noise", than="noise in the initial weights"),
-    scaled_down=f"{_DATA}; 5 hidden layers of 50 units.",
+    scaled_down=f"{_DATA}; 5 hidden layers of 50 units; rate 0.1.",
     unit=_UNIT,
 )
-def more_than_a_random_start(lab: Lab) -> Measured:
+def more_than_noise_at_the_start(lab: Lab) -> Measured:
     rate = 0.1
     steps = range(100)
     starts = [
         _recipe(lab, 5, "normal", rate, scale=rate * sum(noise_std(step, eta) ** 2 for step in steps) ** 0.5) for eta in ETAS
     ]
     return {
-        "noise in the initial weights": _curve(_chosen(lab, starts)),
-        "gradient noise": _curve(_chosen(lab, _noisy(_recipe(lab, 5, "zero", rate)))),
+        "noise in the initial weights": _chosen(lab, starts),
+        "gradient noise": _chosen(lab, _noisy(_recipe(lab, 5, "zero", rate))),
+        "He initialisation, no noise": _curve(lab.train(_recipe(lab, 5, "he"))),
     }
 
 
 @claim(
-    "From normal weights of standard deviation 0.1, too small for so deep a network, SGD with gradient noise (eta chosen on "
-    "held-out data) ends with a higher accuracy than without.",
+    "From normal weights of standard deviation 0.1, too small for so deep a network, SGD with gradient noise ends with a higher "
+    "accuracy than without: three etas at one rate against three rates, the best of each on held-out data.",
     expect=Higher("gradient noise", than="no noise"),
-    scaled_down=f"{_DATA}; 12 hidden layers of 50 units instead of 20.",
+    scaled_down=f"{_DATA}; 12 hidden layers of 50 units instead of 20; rate 0.1, without noise also 0.03 and 0.3.",
     unit=_UNIT,
 )
 def helps_a_poor_start(lab: Lab) -> Measured:
     plain = _recipe(lab, 12, "normal")
-    return {"no noise": _curve(lab.train(plain)), "gradient noise": _curve(_chosen(lab, _noisy(plain)))}
+    rates = [_recipe(lab, 12, "normal", rate) for rate in (0.03, 0.1, 0.3)]
+    return {
+        "no noise": _chosen(lab, rates),
+        "no noise, rate 0.1": _curve(lab.train(plain)),
+        "gradient noise": _chosen(lab, _noisy(plain)),
+        "gradient noise, eta 0.01": _curve(lab.train(gradient_noise(plain))),
+    }
 
 
 @claim(
-    "With He initialisation gradient noise (eta chosen on held-out data) neither helps nor hurts by more than 2 points.",
-    expect=Close("gradient noise", to="no noise", within=0.02),
-    scaled_down=f"{_DATA}; 20 hidden layers of 50 units as in the paper.",
+    "With He initialisation and a rate of 0.01, gradient noise of eta 0.01 neither helps nor hurts by more than 2 points.",
+    expect=Close("gradient noise, eta 0.01", to="no noise", within=0.02),
+    scaled_down=f"{_DATA}; 20 hidden layers of 50 units as in the paper. Larger etas are shown beside it.",
     unit=_UNIT,
 )
 def harmless_with_a_good_start(lab: Lab) -> Measured:
     plain = _recipe(lab, 20, "he", rate=0.01)
-    return {"no noise": _curve(lab.train(plain)), "gradient noise": _curve(_chosen(lab, _noisy(plain)))}
+    noisy = {f"gradient noise, eta {eta:g}": _chosen(lab, [gradient_noise(plain, eta)]) for eta in ETAS}
+    return {"no noise": _curve(lab.train(plain)), **noisy}
+
+
+#: Over the steps of these claims, noise of constant variance has about 41 times the power of annealed noise of the same eta.
+_CONSTANT = (*ETAS, *(eta / 41 for eta in ETAS))
 
 
 @claim(
-    "From weights that are all zero, noise that dies away ends with a higher accuracy than noise of constant variance (each with "
-    "its eta chosen on held-out data).",
+    "From weights that are all zero, noise that dies away ends with a higher accuracy than noise of constant variance, be that "
+    "of the same variance at the start or of the same power in all (each with its eta chosen on held-out data).",
     expect=Higher("annealed noise", than="constant noise"),
-    scaled_down=f"{_DATA}; 5 hidden layers of 50 units.",
+    scaled_down=f"{_DATA}; 5 hidden layers of 50 units; rate 0.1. Six etas for the constant noise, three for the annealed.",
     unit=_UNIT,
 )
 def annealing_matters(lab: Lab) -> Measured:
     plain = _recipe(lab, 5, "zero")
     return {
-        "constant noise": _curve(_chosen(lab, _noisy(plain, gamma=0.0))),
-        "annealed noise": _curve(_chosen(lab, _noisy(plain))),
-        "annealed noise, gamma 1": _curve(_chosen(lab, _noisy(plain, gamma=1.0))),
+        "constant noise": _chosen(lab, _noisy(plain, _CONSTANT, gamma=0.0)),
+        "constant noise, same start": _chosen(lab, _noisy(plain, gamma=0.0)),
+        "annealed noise": _chosen(lab, _noisy(plain)),
     }
