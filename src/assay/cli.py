@@ -266,11 +266,16 @@ def export(
 
     A row holds the values of one arm for one seed, its price, machine, versions, code and date, and the verdict of its claim:
     `assay export results.csv --what elr`. Exporting to MLflow twice adds nothing: `assay export --to mlflow`.
+    For a trained network see `assay export-model`.
     """
     from assay.lab import export as exporting
 
-    if (out is None) == (to is None) or to not in (None, "mlflow"):
-        raise AssayError("Say where to: `assay export results.csv`, `results.parquet`, or `assay export --to mlflow`.")
+    if to not in (None, "mlflow"):
+        raise AssayError(f"--to {to} is not known: it takes mlflow; a table is named instead, as in `assay export results.csv`.")
+    if (out is None) == (to is None):
+        raise AssayError("Say where to, once: `assay export results.csv`, `results.parquet`, or `assay export --to mlflow`.")
+    if out is not None:
+        exporting.require_kind(out)
     found = exporting.units(what or [], history)
     if not found:
         raise AssayError("The ledger has nothing of that for the present code: `assay run` it first, or ask for --history.")

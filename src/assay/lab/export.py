@@ -79,6 +79,12 @@ def long_table(found: list[Unit]) -> pd.DataFrame:
     return _frame([row for unit in found for row in _numbers(unit)])
 
 
+def require_kind(out: Path) -> None:
+    """Refuse a file that is neither ``.csv`` nor ``.parquet``, before anything is read for it."""
+    if out.suffix.lower() not in (".csv", ".parquet"):
+        raise AssayError(f"{out} is of no kind that is written: name a .csv or .parquet file; papers are named with --what.")
+
+
 def write(frame: pd.DataFrame, out: Path) -> None:
     """Write a table as what its name ends in.
 
@@ -89,8 +95,7 @@ def write(frame: pd.DataFrame, out: Path) -> None:
         ".csv": lambda path: _without_formulas(frame).to_csv(path, index=False),
         ".parquet": lambda path: frame.to_parquet(path, index=False, engine="pyarrow"),
     }
-    if out.suffix.lower() not in writers:
-        raise AssayError(f"{out} is of no kind that is written: name a .csv or .parquet file.")
+    require_kind(out)
     try:
         write_atomically(out, writers[out.suffix.lower()])
     except ImportError as error:
