@@ -289,5 +289,3 @@ def test_features_move_the_weights_and_centres_are_learnt(table: Dataset) -> Non
     assert not torch.equal(with_centres.model[1].weight, fit(plain, seed=0).model[1].weight)
     with pytest.raises(AssayError, match="no linear layer"):
         fit(plain.replace(model=partial(nn.Conv1d, 8, 2, 1), loss=per_example(SeesMore)), seed=0)
-    with pytest.raises(AssayError, match="on one device"):
-        plain.replace(loss=per_example(SeesMore), devices=2)
