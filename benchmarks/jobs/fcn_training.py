@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from assay.data import Dataset, load
 
 JOB = "training: FCN, GunPoint (50 series of 150 steps), 8 epochs, batch 5"
+PROCESSOR_TIME = True
 # Four fifths of the time are matrix products at the processor's peak, in either layout of memory.
 WANTED = {"bare_loop": 1.1}
 EPOCHS = 8
