@@ -62,9 +62,10 @@ def test_confusable_noise_goes_where_mistakes_go() -> None:
     torch.testing.assert_close(all_of_it, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(confusable(confusion, 0.4), 0.6 * even + 0.4 * all_of_it)
     labels = torch.zeros(500, dtype=torch.int64)
-    # All noise on one class: it outnumbers the true one as soon as there are two noisy labels for each correct one.
-    found = dilute_labels(labels, 2, 3, torch.Generator().manual_seed(0), all_of_it)
-    assert F.one_hot(found, 3).sum(dim=(0, 1)).argmax() == 1
+    # Half of the noise on one class: it outnumbers the true one once there are more than two noisy labels for each correct one.
+    for alpha, most in ((1, 0), (6, 1)):
+        found = dilute_labels(labels, alpha, 3, torch.Generator().manual_seed(0), confusable(confusion, 0.5))
+        assert F.one_hot(found, 3).sum(dim=(0, 1)).argmax() == most
     with pytest.raises(ValueError, match="delta"):
         confusable(confusion, 1.5)
 
@@ -96,10 +97,15 @@ def test_learns_under_dilution_and_not_without_the_correct_labels(table: Dataset
 
 def test_treatment_enlarges_the_batches_and_nothing_else(table: Dataset) -> None:
     plain = Recipe(table, model=partial(mlp, 8, 2, (16,)), batch_size=32)
-    treated = massive_label_noise(plain, alpha=4)
+    treated = massive_label_noise(plain, rate=0.4)  # two classes: a margin of 0.6 - 0.4
     assert treated.batch_size == 160
     assert treated.replace(batch_size=32) == plain
-    assert massive_label_noise(plain, alpha=100).batch_size == 400  # no more than there are
+    assert massive_label_noise(plain, rate=0.49).batch_size == 400  # no more than there are
+    assert massive_label_noise(plain.replace(batch_size=1000), rate=0.1).batch_size == 1000
+    with pytest.raises(AssayError, match="nothing is left"):
+        massive_label_noise(plain, rate=0.5)
+    with pytest.raises(ValueError, match="at least 1"):
+        Dilution(0, keep=False)
 
 
 def test_claims_at_smoke_scale(home: object) -> None:
