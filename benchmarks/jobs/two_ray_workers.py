@@ -10,14 +10,14 @@ import tempfile
 import time
 from typing import Any
 
-JOB = "assay run --on ray, 24 units: 2 workers against 1"
+JOB = "assay run --on ray, 12 units: 2 workers against 1"
 WANTED = 1.6
 CLAIM = "deepfool:smaller_than_fgsm"
 
 
 def _run(workers: int) -> float:
     with tempfile.TemporaryDirectory() as home:
-        words = ["run", CLAIM, "--seeds", "24", "--on", "ray", "--workers", str(workers), "--json"]
+        words = ["run", CLAIM, "--seeds", "12", "--on", "ray", "--workers", str(workers), "--json"]
         began = time.perf_counter()
         environment = {**os.environ, "ASSAY_HOME": home}
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
