@@ -14,7 +14,6 @@ from assay.data import Dataset, load
 from assay.nn.text import encode
 
 JOB = "training: TextCNN from random vectors, 2,000 sentences of MR, 2 epochs, batch 50"
-PROCESSOR_TIME = True
 WANTED = {"bare_loop": 1.5, "skorch": 1.5}
 EPOCHS, BATCH, RATE = 2, 50, 1e-3
 
