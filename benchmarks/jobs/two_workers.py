@@ -1,41 +1,15 @@
-"""`assay run` of ten units with two workers against one, start-up and all."""
+"""`assay run` of ten units with two workers against one."""
 
 from __future__ import annotations
 
-import os
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
 from typing import Any
+
+from _workers import two_against_one
 
 JOB = "assay run, 10 units: 2 workers against 1"
 WANTED = 1.7
-CLAIM = "deepfool:smaller_than_fgsm"
-
-
-def _run(workers: int) -> float:
-    with tempfile.TemporaryDirectory() as home:
-        command = [sys.executable, "-m", "assay", "run", CLAIM, "--seeds", "10", "--workers", str(workers), "--json"]
-        began = time.perf_counter()
-        environment = {**os.environ, "ASSAY_HOME": home}
-        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return time.perf_counter() - began
 
 
 def rows(rounds: int) -> list[dict[str, Any]]:
-    """Whole commands, in turn, with an empty ledger and an empty cache each."""
-    if (os.cpu_count() or 1) < 2:
-        raise SystemExit("this job needs two cores")
-    pairs = [(_run(2), _run(1)) for _ in range(min(rounds, 2))]
-    return [
-        {
-            "job": JOB,
-            "peer": "one worker",
-            "ours_s": statistics.median(two for two, _ in pairs),
-            "peer_s": statistics.median(one for _, one in pairs),
-            "ratio": statistics.median(one / two for two, one in pairs),
-            "wanted": WANTED,
-        }
-    ]
+    """Start-up and all."""
+    return two_against_one(JOB, WANTED, 10, rounds)
