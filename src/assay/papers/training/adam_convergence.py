@@ -5,7 +5,8 @@ linear functions on [-1, 1] that come round and round: one of C steep ones, f(x)
 with C > P - 1, so that their sum is smallest at x = -1. Right after the steep one the denominator is large, so the step that
 points the right way is short; when it has forgotten, the many that point the wrong way are long. With a short memory Adam
 walks to x = +1 and stays there, whatever the step size. The remedies: a memory long enough for the problem (beta2 near 1), or
-AMSGrad, which never lets the denominator fall.
+AMSGrad, which remembers the largest denominator. (As in torch the maximum is taken before the bias correction, so that in the
+first 1 / (1 - beta2) steps the denominator can still fall; in algorithm 2 of the paper, without correction, it never does.)
 
 There is no contradiction with Adam's success. Reddi et al. fix beta2 and then choose the problem; Shi et al. fix the problem
 (a finite sum, visited in random order) and show that for beta2 near enough to 1 the iterates end in a region that shrinks to
@@ -111,7 +112,7 @@ def descend(
             m += (1 - decay1) * (g - m)
             v += (1 - decay2) * (g * g - v)
             if variant == "amsgrad":
-                np.maximum(highest, v, out=highest)  # the denominator never falls (algorithm 2)
+                np.maximum(highest, v, out=highest)  # the largest so far, before bias correction
             second = highest if variant == "amsgrad" else v
             x -= rate * (m / (1 - decay1**t)) / (np.sqrt(second / (1 - decay2**t)) + eps)
         np.clip(x, -1, 1, out=x)
@@ -132,7 +133,7 @@ def divergence_bound(steep: float) -> float:
 
 @treatment
 def amsgrad(recipe: Recipe) -> Recipe:
-    """Train with AMSGrad: the recipe's Adam or AdamW, whose denominator never falls."""
+    """Train with AMSGrad: the recipe's Adam or AdamW with torch's ``amsgrad=True``."""
     made = recipe.optimizer
     kind = getattr(made, "func", made)
     if kind not in (torch.optim.Adam, torch.optim.AdamW):
