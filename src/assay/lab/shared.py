@@ -146,6 +146,10 @@ class SharedCache:
                 yield True
                 return
         with claim.renewed():
+            # Between our look and our claim another machine may have finished.
+            if self.fetch(path):
+                yield True
+                return
             yield False
             if path.exists():
                 self.store(path)
@@ -207,7 +211,12 @@ class _Claim:
         """Make it ours if it is nobody's. Where that cannot be told, it is: work that is done twice does no harm."""
         try:
             self._cache._make_folder(self._place)
-            self._files.pipe_file(self._place, self._text(), mode="create")
+            if self._cache._is_local:
+                # fsspec looks first and creates afterwards there, and two may pass in between.
+                with Path(self._place).open("xb") as file:
+                    file.write(self._text())
+            else:
+                self._files.pipe_file(self._place, self._text(), mode="create")
         except FileExistsError:
             # We hold the lock of the entry on this machine: whoever claimed it from here before was killed.
             return (self._read() or b"").startswith(self._owner.encode())
