@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
@@ -30,7 +30,7 @@ class Loss(Protocol):
 
 
 #: What a loss may ask for besides logits and labels, by the names of its parameters.
-_MORE = ("index", "features", "epoch")
+_MORE = ("index", "features", "epoch", "inputs", "layers")
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,125 @@ class PerExample:
         """What it is called with besides logits and labels, in order."""
         return tuple(name for name in inspect.signature(getattr(self.kind, "forward", self.kind)).parameters if name in _MORE)
 
-    def build(self, data: Dataset, feature_dim: int | None = None) -> nn.Module:
+    def build(
+        self,
+        data: Dataset,
+        feature_dim: int | None = None,
+        model: nn.Module | None = None,
+        example: Tensor | None = None,
+    ) -> nn.Module:
         """The loss for this data set, with one row of memory an example.
 
         Args:
             data: what is trained on.
             feature_dim: width of the network's last hidden layer, for losses that ask for it.
+            model: the network, for losses that ask for it.
+            example: (1, ...) one input, for losses that ask for it.
         """
-        sizes = {"num_examples": len(data.train), "num_classes": data.num_classes, "feature_dim": feature_dim}
+        known: dict[str, Any] = {"num_examples": len(data.train), "num_classes": data.num_classes, "feature_dim": feature_dim}
+        known |= {"model": model, "example": example}
         wanted = inspect.signature(self.kind).parameters
-        return self.kind(**{name: size for name, size in sizes.items() if name in wanted}, **self.arguments)
+        return self.kind(**{name: value for name, value in known.items() if name in wanted}, **self.arguments)
 
 
 def per_example(kind: Callable[..., nn.Module], **arguments: Any) -> PerExample:
     """A loss with memory, or one that sees more than logits and labels, for ``Recipe(loss=...)``.
 
-    ``kind`` is built as ``kind(num_examples=..., num_classes=..., feature_dim=..., **arguments)`` (of the three sizes, those
-    that it asks for) and called with ``(logits, labels, ...)`` and those of the following that its ``forward`` names:
+    ``kind`` is built with ``arguments`` and those of ``num_examples``, ``num_classes``, ``feature_dim``, ``model`` (the
+    network) and ``example`` ((1, ...), one input) that it asks for. It is called with ``(logits, labels, ...)`` and those of
+    the following that its ``forward`` names:
 
     - ``index`` (B,) int64: positions in the training set;
     - ``features`` (B, F): what goes into the network's last linear layer;
-    - ``epoch``: how many epochs are over.
+    - ``epoch``: how many epochs are over;
+    - ``inputs`` (B, ...): the batch as the network saw it;
+    - ``layers``: name -> output of those modules of the network whose names stand in the loss's attribute ``watches``.
 
-    If it has parameters of its own, they are trained beside the network's.
+    If it has parameters of its own, they are trained beside the network's; with an attribute ``decays = False`` they are
+    spared the optimizer's weight decay.
     """
     return PerExample(kind, arguments)
+
+
+@dataclass(frozen=True)
+class Corrected(PerExample):
+    """Several losses at once, each as its correction to cross-entropy; made by :func:`with_loss`."""
+
+    parts: tuple[Loss | PerExample, ...] = ()
+
+    @property
+    def wants(self) -> tuple[str, ...]:
+        """What any of the losses asks for."""
+        asked = {name for part in self.parts if isinstance(part, PerExample) for name in part.wants}
+        return tuple(name for name in _MORE if name in asked)
+
+    def build(
+        self,
+        data: Dataset,
+        feature_dim: int | None = None,
+        model: nn.Module | None = None,
+        example: Tensor | None = None,
+    ) -> nn.Module:
+        """All the losses for this data set."""
+        built = [part.build(data, feature_dim, model, example) if isinstance(part, PerExample) else part for part in self.parts]
+        own = [part.wants if isinstance(part, PerExample) else () for part in self.parts]
+        return _Sum(built, own, self.wants)
+
+
+class _Sum(nn.Module):
+    """``CE + sum_k (L_k - CE)``.
+
+    Args:
+        losses: functions or modules.
+        own: what each of them asks for besides logits and labels.
+        wants: what this one is called with, in order.
+    """
+
+    def __init__(self, losses: Sequence[Loss | nn.Module], own: Sequence[tuple[str, ...]], wants: tuple[str, ...]) -> None:
+        super().__init__()
+        self.losses, self.own, self.wants = tuple(losses), tuple(own), wants
+        self.parts = nn.ModuleList(loss for loss in losses if isinstance(loss, nn.Module))
+        self.watches = tuple(dict.fromkeys(name for loss in losses for name in getattr(loss, "watches", ())))
+
+    def forward(self, logits: Tensor, labels: Tensor, *more: Any) -> Tensor:
+        known = dict(zip(self.wants, more, strict=True))
+        each = [loss(logits, labels, *(known[name] for name in own)) for loss, own in zip(self.losses, self.own, strict=True)]
+        return torch.stack(each).sum() - (len(each) - 1) * F.cross_entropy(logits, labels)
+
+
+def _sum_of_losses(logits: Tensor, labels: Tensor, losses: tuple[Loss, ...]) -> Tensor:
+    total = torch.stack([loss(logits, labels) for loss in losses]).sum()
+    return total - (len(losses) - 1) * F.cross_entropy(logits, labels)
+
+
+def with_loss(recipe: Recipe, loss: Loss | PerExample) -> Recipe:
+    """The recipe with a loss that a paper puts in the place of cross-entropy.
+
+    Where the recipe has another loss in that place already, both are kept, each as its correction to cross-entropy:
+    ``base + (loss - CE)``. The order in which losses come does not matter.
+
+    Raises:
+        AssayError: the recipe predicts numbers, not classes.
+    """
+    if recipe.data.task != "classification":
+        name = getattr(getattr(loss, "func", getattr(loss, "kind", loss)), "__name__", "This loss")
+        raise AssayError(f"{name} takes the place of cross-entropy, and {recipe.data.name!r} has no classes: leave it out.")
+    if recipe.loss is F.cross_entropy:
+        return recipe.replace(loss=loss)
+    parts = (*parts_of(recipe.loss), loss)
+    plain = tuple(part for part in parts if not isinstance(part, PerExample))
+    if len(plain) == len(parts):
+        return recipe.replace(loss=functools.partial(_sum_of_losses, losses=plain))
+    return recipe.replace(loss=Corrected(_Sum, parts=parts))
+
+
+def parts_of(loss: Loss | PerExample) -> tuple[Loss | PerExample, ...]:
+    """The losses that :func:`with_loss` put together; one alone is its only part."""
+    if isinstance(loss, Corrected):
+        return loss.parts
+    if isinstance(loss, functools.partial) and loss.func is _sum_of_losses:
+        return tuple(loss.keywords["losses"])
+    return (loss,)
 
 
 _SGD = functools.partial(torch.optim.SGD, lr=0.05, momentum=0.9)

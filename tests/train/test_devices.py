@@ -97,6 +97,16 @@ class Neighbourly(nn.Module):
         return F.cross_entropy(logits, labels) + 0.1 * (alike - (labels[:, None] == labels).float()).square().mean()
 
 
+class Layered(nn.Module):
+    """A loss that compares the outputs of a hidden layer with each other."""
+
+    watches = ("1",)
+
+    def forward(self, logits: Tensor, labels: Tensor, inputs: Tensor, layers: dict[str, Tensor]) -> Tensor:
+        hidden = F.normalize(layers["1"] + inputs.mean(), dim=1)
+        return F.cross_entropy(logits, labels) + 0.1 * (hidden @ hidden.T).square().mean()
+
+
 def dropping() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.2), nn.Linear(16, 2))
 
@@ -155,6 +165,7 @@ RECIPES = {
     "hook": plain(hooks=(Tally(),)),
     "memory per example": elr(plain()),
     "features compared within the batch": plain(loss=per_example(Neighbourly)),
+    "two losses, one of which watches a layer": elr(plain(loss=per_example(Layered))),
 }
 
 

@@ -14,8 +14,8 @@ from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.nn import ConvNet, mlp
 from assay.recipe import Recipe, per_example
-from assay.train.hooks import Hook, Run
-from assay.train.loop import fit
+from assay.train.hooks import Hook, InputHook, Run
+from assay.train.loop import Loop, fit
 from assay.train.schedules import cosine, linear, steps_at, warmup_cosine
 
 
@@ -289,3 +289,66 @@ def test_features_move_the_weights_and_centres_are_learnt(table: Dataset) -> Non
     assert not torch.equal(with_centres.model[1].weight, fit(plain, seed=0).model[1].weight)
     with pytest.raises(AssayError, match="no linear layer"):
         fit(plain.replace(model=partial(nn.Conv1d, 8, 2, 1), loss=per_example(SeesMore)), seed=0)
+
+
+class Companion(nn.Module):
+    """A head of its own on a hidden layer, and the inputs by heart."""
+
+    watches = ("1",)
+    decays = False
+
+    def __init__(self, num_classes: int, model: nn.Module, example: Tensor) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.head = nn.Linear(model[:2](example).shape[1], num_classes)
+
+    def forward(self, logits: Tensor, labels: Tensor, inputs: Tensor, layers: dict[str, Tensor]) -> Tensor:
+        assert len(inputs) == len(labels)
+        return F.cross_entropy(logits, labels) + F.cross_entropy(self.head(layers["1"]), labels)
+
+
+def test_a_loss_may_watch_layers_and_size_itself_by_the_network(table: Dataset) -> None:
+    plain = Recipe(table, model=partial(mlp, 8, 2, (16,)), epochs=2, batch_size=200)
+    watched = fit(plain.replace(loss=per_example(Companion)), seed=0)
+    assert not torch.equal(watched.model[1].weight, fit(plain, seed=0).model[1].weight)
+    assert not any(module._forward_hooks for module in watched.model.modules())
+    with pytest.raises(AssayError, match="layer '1'"):
+        fit(plain.replace(model=partial(_Named, 8), loss=per_example(Companion)), seed=0)
+
+
+class _Named(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.only = nn.Linear(width, 2)
+
+    def __getitem__(self, _: slice) -> nn.Module:
+        return self.only
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.only(inputs)
+
+
+def test_weights_of_a_loss_may_be_spared_weight_decay(table: Dataset) -> None:
+    optimizer = partial(torch.optim.SGD, lr=0.1, weight_decay=0.5)
+    recipe = Recipe(table, model=partial(mlp, 8, 2, (16,)), loss=per_example(Companion), optimizer=optimizer, epochs=1)
+    loop = Loop(recipe, 0, torch.device("cpu"))
+    decay = {id(p): group["weight_decay"] for group in loop.optimizer.param_groups for p in group["params"]}
+    assert {decay[id(p)] for p in loop.model.parameters()} == {0.5}
+    assert {decay[id(p)] for p in loop.loss.parameters()} == {0.0}
+
+
+@dataclass(frozen=True)
+class Mixes(InputHook):
+    """Each example is half of itself and half of another one."""
+
+    def before_forward(self, run: Run) -> None:
+        other = torch.randperm(len(run.inputs), generator=run.generator)
+        shares = F.one_hot(run.labels, 2).float()
+        run.inputs, run.labels = (run.inputs + run.inputs[other]) / 2, (shares + shares[other]) / 2
+
+
+def test_a_hook_may_mix_the_batch_before_the_network_sees_it(table: Dataset) -> None:
+    plain = Recipe(table, model=partial(mlp, 8, 2, (16,)), epochs=1, batch_size=200)
+    mixed = fit(plain.replace(hooks=(Mixes(),)), seed=0)
+    assert mixed.history["train_loss"] != fit(plain, seed=0).history["train_loss"]
+    assert 0 <= mixed.history["train_accuracy"][0] <= 1  # of the examples' own labels

@@ -13,7 +13,7 @@ import torch
 from assay import catalogue
 from assay.data import Dataset
 from assay.errors import AssayError
-from assay.recipe import PerExample, Recipe
+from assay.recipe import Corrected, PerExample, Recipe, parts_of
 from assay.train.loop import fit
 
 Treatment = Callable[[Recipe], Recipe]
@@ -129,6 +129,10 @@ def _holds(value: Any, part: Any) -> bool:
     """Is ``part`` still somewhere inside ``value``: wrapped in a partial, in a tuple, in a dataclass?"""
     if value is part or (isinstance(part, tuple) and not part):
         return True
+    if callable(part) or isinstance(part, PerExample):
+        kept = parts_of(part)
+        if len(kept) > 1:  # losses that were put together
+            return all(_holds(value, one) for one in kept)
     if isinstance(value, tuple):
         pieces = part if isinstance(part, tuple) else (part,)
         return all(any(_holds(one, piece) for one in value) for piece in pieces)
@@ -156,6 +160,8 @@ def words(value: Any, besides: Any = None) -> str:
     if isinstance(value, Dataset):
         known = besides.history if isinstance(besides, Dataset) else ()
         return "; ".join(value.history[len(known) :]) or value.name
+    if isinstance(value, Corrected):
+        return " + ".join(words(part) for part in value.parts)
     if isinstance(value, PerExample):
         return words(functools.partial(value.kind, **value.arguments))
     if isinstance(value, functools.partial):

@@ -339,6 +339,8 @@ class _SharedLoop(Loop):
         self.sharded = recipe.strategy == "fsdp"
         super().__init__(recipe, seed, device)
         own = [p for p in self.loss.parameters() if p.requires_grad] if isinstance(self.loss, nn.Module) else []
+        if self.sharded and "layers" in self.wants:
+            raise AssayError("A loss that watches layers cannot be trained under strategy='fsdp'; use strategy='ddp'.")
         if own and self.sharded:
             raise AssayError("A loss with weights of its own cannot be trained under strategy='fsdp'; use strategy='ddp'.")
         for parameter in own:  # every process has their whole gradient, on some devices not to the last bit
@@ -369,6 +371,8 @@ class _SharedLoop(Loop):
         own = self.module(mine if len(mine) else batch[:1])
         if "features" in self.wants:
             self.features = self._gathered(self.features, bounds)
+        if "layers" in self.wants:
+            self.layers = {name: self._gathered(output, bounds) for name, output in self.layers.items()}
         return self._gathered(own, bounds)
 
     def _gathered(self, own: Tensor, bounds: list[int]) -> Tensor:

@@ -3,8 +3,9 @@
 A hook is a frozen dataclass that overrides the moments it needs. Its settings are its fields, so that they are part of the
 recipe's content; what it learns on the way it keeps as tensors in ``run.memory``, so that it is in the checkpoint.
 
-Moments, in order: ``on_start`` (once, before the first step; not again after resuming), ``before_loss`` (the batch has its
-logits), ``after_backward`` (gradients are complete), ``after_step`` (weights have moved), ``after_epoch``.
+Moments, in order: ``on_start`` (once, before the first step; not again after resuming), for an :class:`InputHook` then
+``before_forward`` (the network has not seen the batch yet), ``before_loss`` (the batch has its logits), ``after_backward``
+(gradients are complete), ``after_step`` (weights have moved), ``after_epoch``.
 """
 
 from __future__ import annotations
@@ -66,6 +67,17 @@ class Hook:
 
     def after_epoch(self, run: Run) -> None:
         """An epoch is over and has been evaluated; ``run.history`` has its row."""
+
+
+class InputHook(Hook):
+    """A hook that changes what the network sees: mixtures of examples, other sizes, other examples."""
+
+    def before_forward(self, run: Run) -> None:
+        """The batch is there, augmented; the network has not seen it yet.
+
+        ``run.inputs`` and ``run.labels`` may be replaced, labels also by (B, C) float shares of the classes. Random numbers
+        come from ``run.generator``.
+        """
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from assay.errors import AssayError
 from assay.files import load_checkpoint, save_checkpoint
 from assay.paper import Cost, Score
 from assay.recipe import PerExample, Recipe
-from assay.train.hooks import Run
+from assay.train.hooks import InputHook, Run
 
 #: Training data up to this size are kept on the device; larger ones are streamed from where they lie.
 RESIDENT_BYTES = 8 << 30
@@ -200,16 +201,20 @@ class Loop:
         self.loss: Any = recipe.loss
         self.wants: tuple[str, ...] = ()  # of the loss, besides logits and labels
         self.features = torch.empty(0)
-        self.watching: RemovableHandle | None = None
+        self.layers: dict[str, Tensor] = {}
+        self.watching: list[RemovableHandle] = []
+        self.input_hooks = [hook for hook in recipe.hooks if isinstance(hook, InputHook)]
         if isinstance(recipe.loss, PerExample):
             self.wants = recipe.loss.wants
             last = self._watched_layer() if "features" in self.wants else None
-            self.loss = recipe.loss.build(data, None if last is None else last.in_features).to(device)
+            example = self.inputs.take(torch.zeros(1, dtype=torch.int64))
+            self.loss = recipe.loss.build(data, None if last is None else last.in_features, self.model, example).to(device)
+            self._watch_layers(getattr(self.loss, "watches", ()))
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if isinstance(self.loss, nn.Module):
             parameters += [p for p in self.loss.parameters() if p.requires_grad]
         self.parameters = parameters
-        self.optimizer = _optimizer(recipe, parameters, device, fused=not self.sharded)
+        self.optimizer = _optimizer(recipe, _groups(parameters, self.loss), device, fused=not self.sharded)
         count = len(data.train)
         steps = math.ceil(count / recipe.batch_size)
         self.scheduler = recipe.schedule(self.optimizer, steps * recipe.epochs) if recipe.schedule else None
@@ -232,8 +237,20 @@ class Loop:
         def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
             self.features = given[0]
 
-        self.watching = layers[-1].register_forward_pre_hook(keep)
+        self.watching.append(layers[-1].register_forward_pre_hook(keep))
         return layers[-1]
+
+    def _watch_layers(self, names: Iterable[str]) -> None:
+        """From now on the outputs of these modules are kept."""
+        modules = dict(self.model.named_modules())
+
+        def keep(name: str, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+            self.layers[name] = output
+
+        for name in names:
+            if name not in modules:
+                raise AssayError(f"The loss watches the layer {name!r}, which the network does not have.")
+            self.watching.append(modules[name].register_forward_hook(partial(keep, name)))
 
     #: Whether every process holds a part of the weights only.
     sharded = False
@@ -272,8 +289,8 @@ class Loop:
             self._end_epoch()
             if report is not None:
                 report(run.step, run.steps_per_epoch * run.epochs, f"epoch {run.epoch}/{run.epochs}")
-        if self.watching is not None:
-            self.watching.remove()  # the network is somebody else's from here on
+        for handle in self.watching:
+            handle.remove()  # the network is somebody else's from here on
 
     def _step(self) -> None:
         recipe, run = self.recipe, self.run
@@ -289,6 +306,8 @@ class Loop:
             run.labels = self.labels.index_select(0, part)
             if recipe.augment is not None:
                 run.inputs = recipe.augment(run.inputs, run.generator)
+            for before in self.input_hooks:
+                before.before_forward(run)
             with self._precision():
                 run.logits = self.forward(run.inputs)
             run.logits = run.logits.float() if recipe.precision != "float32" else run.logits
@@ -319,11 +338,14 @@ class Loop:
         elif self.at % 50 == 0:
             self._finite()
 
-    def _more(self, name: str) -> Tensor | int:
+    def _more(self, name: str) -> Any:
         """What the loss asked for by this name."""
+        half = self.recipe.precision != "float32"
         if name == "features":
-            return self.features.float() if self.recipe.precision != "float32" else self.features
-        return self.run.index if name == "index" else self.run.epoch
+            return self.features.float() if half else self.features
+        if name == "layers":
+            return {name: output.float() if half else output for name, output in self.layers.items()}
+        return getattr(self.run, name)
 
     def _finite(self) -> None:
         bad = (~torch.stack(self.losses).isfinite()).nonzero()
@@ -421,13 +443,23 @@ class Loop:
         self.model.train()
 
 
-def _optimizer(recipe: Recipe, parameters: list[nn.Parameter], device: torch.device, fused: bool = True) -> torch.optim.Optimizer:
+def _optimizer(recipe: Recipe, parameters: list[Any], device: torch.device, fused: bool = True) -> torch.optim.Optimizer:
     """The recipe's optimizer; torch's own ones in their fused form, which does the same arithmetic in one pass."""
     made = recipe.optimizer
     kind, given = getattr(made, "func", made), getattr(made, "keywords", {})
     if fused and kind in _FUSED and not {"fused", "foreach", "differentiable"} & set(given) and device.type in ("cpu", "cuda"):
         return made(parameters, fused=True)
     return made(parameters)
+
+
+def _groups(parameters: list[nn.Parameter], loss: Any) -> list[Any]:
+    """The parameters as the optimizer gets them: those of losses that say ``decays = False`` without weight decay."""
+    parts = loss.modules() if isinstance(loss, nn.Module) else ()
+    spared = {id(p) for part in parts if not getattr(part, "decays", True) for p in part.parameters()}
+    if not spared:
+        return parameters
+    rest = [p for p in parameters if id(p) not in spared]
+    return [{"params": rest}, {"params": [p for p in parameters if id(p) in spared], "weight_decay": 0.0}]
 
 
 @torch.no_grad()

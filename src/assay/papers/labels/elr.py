@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from assay.nn import mlp
 from assay.paper import Curve, Higher, Lower, Reported, claim
 from assay.papers.architectures.wide_resnet import wide_resnet
-from assay.recipe import Recipe, per_example, treatment
+from assay.recipe import Recipe, per_example, treatment, with_loss
 from assay.train.schedules import cosine
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class EarlyLearningRegularization(nn.Module):
 @treatment
 def elr(recipe: Recipe, momentum: float = 0.7, weight: float = 3.0) -> Recipe:
     """Train with early-learning regularisation instead of the recipe's loss."""
-    return recipe.replace(loss=per_example(EarlyLearningRegularization, momentum=momentum, weight=weight))
+    return with_loss(recipe, per_example(EarlyLearningRegularization, momentum=momentum, weight=weight))
 
 
 NOISE = 0.4

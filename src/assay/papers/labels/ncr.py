@@ -30,7 +30,7 @@ from assay.errors import AssayError
 from assay.nn import mlp
 from assay.paper import Below, Curve, Higher, claim
 from assay.papers.labels.elr import elr
-from assay.recipe import Recipe, per_example, treatment
+from assay.recipe import Recipe, per_example, treatment, with_loss
 from assay.train.schedules import cosine
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def ncr(
         )
     start = _start(recipe) if start_epoch is None else start_epoch
     loss = per_example(NeighborConsistencyLoss, k=k, temperature=temperature, weight=weight, gamma=gamma, start_epoch=start)
-    return recipe.replace(loss=loss)
+    return with_loss(recipe, loss)
 
 
 def _start(recipe: Recipe) -> int:

@@ -27,10 +27,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from assay.errors import AssayError
 from assay.nn import mlp
 from assay.paper import Higher, Lower, Score, claim
-from assay.recipe import Recipe, treatment
+from assay.recipe import Recipe, treatment, with_loss
 from assay.recipes import lenet_on
 from assay.train.schedules import cosine
 
@@ -64,7 +63,7 @@ def encouraging_loss(logits: Tensor, labels: Tensor, log_end: float = 0.75, labe
 
     Args:
         logits: (B, C); the loss is computed in float32 at least.
-        labels: (B,) int64.
+        labels: (B,) int64, or (B, C) float shares of the classes.
         log_end: probability from which the bonus grows linearly only, in (0, 1]. The paper recommends 0.75, and 0.5 where in
             doubt; 1 is the full bonus, which needs weight decay: it pushes until 1 - p is 1e-5.
         label_smoothing: share of the target that is spread over all classes; each class then brings its own bonus.
@@ -75,10 +74,11 @@ def encouraging_loss(logits: Tensor, labels: Tensor, log_end: float = 0.75, labe
     if not 0 < log_end <= 1 or 1 - _LEAST < log_end < 1:
         raise ValueError(f"log_end must be in (0, {1 - _LEAST}] or 1, not {log_end}")
     log_probs = logits.log_softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))  # (B, C)
-    if not label_smoothing:
+    if labels.dim() == 1 and not label_smoothing:
         log_probs = log_probs.gather(1, labels[:, None]).squeeze(1)  # (B,)
         return (bonus(log_probs, log_end) - log_probs).mean()
-    targets = F.one_hot(labels, logits.shape[1]) * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+    targets = F.one_hot(labels, logits.shape[1]) if labels.dim() == 1 else labels
+    targets = targets * (1 - label_smoothing) + label_smoothing / logits.shape[1]
     return (targets * (bonus(log_probs, log_end) - log_probs)).sum(dim=1).mean()
 
 
@@ -114,11 +114,11 @@ def halted_cross_entropy(logits: Tensor, labels: Tensor, threshold: float = 0.5,
 def encouraging(recipe: Recipe, log_end: float = 0.75) -> Recipe:
     """Train with the encouraging loss instead of the recipe's cross-entropy; label smoothing stays."""
     made = recipe.loss
-    kept = dict(getattr(made, "keywords", {}))
-    smoothing = kept.pop("label_smoothing", 0.0)
-    if getattr(made, "func", made) is not F.cross_entropy or kept:
-        raise AssayError("The encouraging loss takes the place of cross-entropy, and this recipe trains with another loss.")
-    return recipe.replace(loss=partial(encouraging_loss, log_end=log_end, label_smoothing=smoothing))
+    if getattr(made, "func", made) is F.cross_entropy and set(getattr(made, "keywords", {})) == {"label_smoothing"}:
+        # Each class that smoothing gives a share then brings its own bonus.
+        smoothing = made.keywords["label_smoothing"]  # type: ignore[union-attr]
+        return recipe.replace(loss=partial(encouraging_loss, log_end=log_end, label_smoothing=smoothing))
+    return with_loss(recipe, partial(encouraging_loss, log_end=log_end, label_smoothing=0.0))
 
 
 # -------------------------------------------------------------------------------------------------------- the claims
