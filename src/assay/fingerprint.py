@@ -35,6 +35,7 @@ from assay.errors import AssayError
 PROTOCOL = 1
 _INFRASTRUCTURE = (
     "assay.clock",
+    "assay.data.registry",  # what it loads enters with its content; a new entry is no change of the others
     "assay.errors",
     "assay.fingerprint",
     "assay.lab",
