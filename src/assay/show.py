@@ -327,8 +327,8 @@ def print_comparison(found: Comparison) -> None:
         table.add_row(row, *(f"[bold]{cell}[/]" if arm in best else cell for arm, cell in zip(found.arms, cells, strict=True)))
     table.add_section()
     table.add_row("[dim]best, or a tie[/]", *(f"{found.wins(arm)}/{len(found.values)}" for arm in found.arms))
-    table.add_row("[dim]mean gain[/]", *(f"{found.gain(arm):+.3f}" for arm in found.arms))
-    table.add_row("[dim]smallest gain[/]", *(f"{found.lowest_gain(arm):+.3f}" for arm in found.arms))
+    table.add_row("[dim]mean gain[/]", *(f"{found.gain(arm):+.2f}" for arm in found.arms))
+    table.add_row("[dim]smallest gain[/]", *(f"{found.lowest_gain(arm):+.2f}" for arm in found.arms))
     table.add_row("[dim]time[/]", *(f"{found.times(arm):.2f}x" for arm in found.arms))
     console().print(table)
     stale = f" [{COLOURS['stale']}]stale[/]: the code has changed since." if comparing.is_stale(found) else ""
