@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from assay.data import available, load
-from assay.data.registry import REGISTRY, VECTORS, find, is_here
+from assay.data.registry import REGISTRY, find, is_here
 from assay.errors import AssayError
 
 EMBEDDED = {
@@ -59,7 +59,7 @@ def test_listing_needs_no_torch() -> None:
 
 def test_every_row_is_complete() -> None:
     rows = available()
-    assert len({row.name for row in rows}) == len(rows) == len(REGISTRY) + len(VECTORS)
+    assert len({row.name for row in rows}) == len(rows) == len(REGISTRY)
     for row in rows:
         assert row.what
         assert row.licence
@@ -71,7 +71,7 @@ def test_every_row_is_complete() -> None:
 
 
 def test_every_file_is_pinned() -> None:
-    for entry in (REGISTRY | VECTORS).values():
+    for entry in (REGISTRY).values():
         for file in entry.files:
             assert len(file.sha256) == 64
             assert file.urls

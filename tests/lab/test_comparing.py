@@ -1,0 +1,96 @@
+"""Methods side by side: who wins, who cannot be told from the winner, and what is recorded is what was measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from assay.cli import app
+from assay.comparisons import label_noise
+from assay.data import load
+from assay.errors import AssayError
+from assay.lab import Lab, comparing
+from assay.lab.comparing import Table
+
+VALUES = {
+    "easy": {
+        "plain": [0.80, 0.82, 0.84],
+        "better": [0.90, 0.925, 0.94],
+        "as good": [0.89, 0.93, 0.93],
+        "worse": [0.6, 0.63, 0.64],
+    },
+    "hard": {"plain": [0.50, 0.52, 0.51], "better": [0.48, 0.55, 0.5], "as good": [0.4, 0.41, 0.405], "worse": [0.3, 0.31, 0.29]},
+}
+
+
+def table() -> Table:
+    values = {row: {arm: dict(enumerate(seeds)) for arm, seeds in arms.items()} for row, arms in VALUES.items()}
+    seconds = {"easy": dict(zip(VALUES["easy"], (2.0, 4.0, 2.0, 2.0), strict=True))}
+    seconds["hard"] = dict(zip(VALUES["hard"], (1.0, 3.0, 1.0, 1.0), strict=True))
+    return Table("label_noise", "Which?", "All about it.", "plain", "accuracy", values, seconds, {"scale": "smoke"})
+
+
+def test_ties_are_told_from_wins() -> None:
+    found = table()
+    assert found.best("easy") == ["better", "as good"]  # plain is 9 points lower in every seed
+    assert found.best("hard") == ["plain", "better"]
+    assert [found.wins(arm) for arm in found.arms] == [1, 2, 1, 0]
+
+
+def test_gains_and_times_are_the_controls() -> None:
+    found = table()
+    assert found.gain("plain") == 0
+    assert found.gain("better") == pytest.approx((0.2766 / 3 + (0.51 - 0.51)) / 2, abs=0.01)
+    assert found.lowest_gain("as good") == pytest.approx(0.405 - 0.51)
+    assert found.times("better") == 2.5
+
+
+def test_a_recorded_table_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSAY_EVIDENCE", str(tmp_path))
+    assert comparing.recorded("label_noise") is None
+    place = comparing.record(table())
+    again = comparing.recorded("label_noise")
+    assert again == table()
+    assert comparing.is_stale(again)  # it was not measured with any code
+    place.write_text("{}")
+    with pytest.raises(AssayError, match="record it again"):
+        comparing.recorded("label_noise")
+
+
+def test_a_name_or_row_that_is_not_there_is_named() -> None:
+    with pytest.raises(AssayError, match="there are label_noise"):
+        comparing.recorded("label_noises")
+    with pytest.raises(AssayError, match="MNIST sym 20%"):
+        comparing.run("label_noise", rows=("no such",))
+
+
+def test_the_command_measures_records_and_shows(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSAY_EVIDENCE", str(tmp_path))
+    told: list[str] = []
+    found = comparing.run("label_noise", 2, "smoke", rows=("mnist sym 40",), tell=lambda done, total, note: told.append(note))
+    assert len(told) == 2 * len(label_noise.ARMS)
+    assert found.seeds == 2
+    comparing.record(found)
+    shown = CliRunner().invoke(app, ["compare", "label_noise", "--recorded", "--json"])
+    assert json.loads(shown.stdout)["values"]["MNIST sym 40%"].keys() == label_noise.ARMS.keys()
+    assert "MNIST sym 40%" in CliRunner().invoke(app, ["compare", "label_noise", "--recorded"]).stdout
+    assert "label_noise" in CliRunner().invoke(app, ["compare"]).stdout
+
+
+@pytest.mark.parametrize("name", label_noise.TASKS)
+def test_labels_are_as_wrong_as_the_row_says(name: str) -> None:
+    task = label_noise.TASKS[name]
+    for data_set in (task.data, *(["cifar10h"] if task.noise == "human" else [])):
+        try:
+            load(data_set)
+        except AssayError as error:
+            pytest.skip(str(error))
+    data = label_noise.plain(Lab(scale="smoke", seed=1), task).data
+    assert data.train.clean_labels is not None
+    share = (data.train.labels != data.train.clean_labels).double().mean().item()
+    moved = len(label_noise._LIKE[task.data]) / data.num_classes if task.noise == "asymmetric" else 1.0
+    assert share == pytest.approx(task.rate * moved, abs=0.09)
+    assert (data.test.clean_labels is None) or bool((data.test.labels == data.test.clean_labels).all())
