@@ -38,6 +38,8 @@ PUBLIC = {
     "sst2": (6_920, 872, 1_821, 2),
 }
 
+COMMENTS = {"comments-java": (1_334, 334, 7), "comments-python": (1_839, 460, 5), "comments-pharo": (1_296, 324, 7)}
+
 
 def public(name: str):  # type: ignore[no-untyped-def]
     if not os.environ.get("ASSAY_MIRROR"):
@@ -64,10 +66,10 @@ def test_every_row_is_complete() -> None:
         assert row.what
         assert row.licence
         assert row.tier in ("embedded", "package", "public")
-        assert row.task in ("classification", "regression", "triples", "rating", "vectors")
+        assert row.task in ("classification", "multilabel", "regression", "triples", "rating", "vectors")
         assert (row.size > 0) == (row.tier != "embedded")
     assert {row.name for row in rows if row.tier == "embedded" and row.here} == set(EMBEDDED)
-    assert {row.name for row in rows if row.tier == "public"} == {*PUBLIC, "cifar10"}
+    assert {row.name for row in rows if row.tier == "public"} == {*PUBLIC, *COMMENTS, "cifar10"}
 
 
 def test_every_file_is_pinned() -> None:
@@ -163,6 +165,18 @@ def test_public_sets(name: str) -> None:
         assert all(isinstance(text, str) and text for text in data.train.inputs + data.test.inputs)
         if "our own" in data.source:
             assert not set(data.train.inputs) & set(data.test.inputs)
+
+
+@pytest.mark.parametrize("name", COMMENTS)
+def test_comments_have_several_labels_and_stand_on_one_side(name: str) -> None:
+    data = public(name)
+    assert (len(data.train), len(data.test), data.num_classes) == COMMENTS[name]
+    sentences = [text.rpartition(" | ")[0] for split in (data.train, data.test) for text in split.inputs]
+    assert len(set(sentences)) == len(sentences)
+    labels = torch.cat([data.train.labels, data.test.labels])
+    assert set(labels.unique().tolist()) == {0.0, 1.0}
+    assert int(labels.sum(dim=1).min()) == 1
+    assert int(labels.sum(dim=1).max()) > 2
 
 
 @pytest.mark.parametrize(("name", "mean"), [("mnist", 0.1307), ("fashion-mnist", 0.2860)])

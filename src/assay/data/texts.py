@@ -36,6 +36,28 @@ def sentences(entry: Entry) -> Dataset:
     return dataset(entry, train, test, valid[0] if valid else None, classes=entry["classes"])
 
 
+def comments(entry: Entry) -> Dataset:
+    """Inputs: ``"<sentence> | <class>"``, every distinct sentence once with the first class that has it; labels (N, L).
+
+    A row of the file is a sentence, a label and whether they belong together. The file splits every label on its own, so
+    that a sentence may be training for one and test for another; where labels are learnt together that is no test.
+    """
+    ((_, place),) = fetch_entry(entry)
+    rows = list(csv.DictReader(io.StringIO(place.read_text(encoding="utf-8"), newline="")))
+    names = tuple(dict.fromkeys(row["category"] for row in rows))
+    owners: dict[str, str] = {}
+    given: dict[str, set[str]] = {}
+    for row in rows:
+        owners.setdefault(row["comment_sentence"], row["class"])
+        having = given.setdefault(row["comment_sentence"], set())
+        if row["instance_type"] == "1":
+            having.add(row["category"])
+    texts = tuple(f"{sentence} | {owner}" for sentence, owner in owners.items())
+    labels = torch.tensor([[float(name in having) for name in names] for having in given.values()])
+    train, test = own_split(texts, labels, test=round(0.2 * len(texts)))
+    return dataset(entry, train, test, classes=names)
+
+
 def without_repeats(split: Split) -> Split:
     """Every text once (its first label counts) and no empty one: a text on both sides of a split would be no test."""
     first = {text: position for position, text in reversed(list(enumerate(split.inputs))) if text}
