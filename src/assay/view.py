@@ -10,11 +10,13 @@ A paper's probe is one function, ``(view, **options) -> Seen``:
 
 ``assay probe`` finds it, makes the view out of a model and a file, and shows what was seen. The method itself stays a plain
 function of tensors. Options are whatever parameters follow the view; their defaults tell their types.
+
+A probe of a data set is ``(data, **options) -> Ranked``: it looks at a :class:`Collection` instead of a network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -134,4 +136,61 @@ class Seen:
     each: Mapping[str, Tensor] = field(default_factory=dict)
     attributions: Mapping[str, Tensor] = field(default_factory=dict)
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A data set before a probe that looks at examples, and trains what networks it needs for that.
+
+    The probe is told from one of networks by the name of its first parameter, ``data``.
+
+    Args:
+        inputs: (N, ...) float: images (N, C, H, W), series (N, C, L), audio (N, bands, L), tables (N, D), texts as series
+            of word vectors (N, D, L) with zeros behind the last word.
+        labels: (N,) what is held to be right: int64 classes or float numbers. Ask :meth:`answers`.
+        make_model: makes a fresh network for such inputs: (B, ...) -> logits (B, C).
+        kind: ``"images"``, ``"audio"``, ``"series"``, ``"table"`` or ``"text"``.
+        classes: names of the outputs; empty for regression.
+        seed: for whatever is random.
+        device: where to compute.
+        report: ``report(done, total, note)`` is told how far it is.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    make_model: Callable[[], nn.Module]
+    kind: str
+    classes: tuple[str, ...] = ()
+    seed: int = 0
+    device: str = "cpu"
+    report: Callable[[float, float, str], None] | None = None
+
+    def answers(self) -> Tensor:
+        """The classes (N,) int64.
+
+        Raises:
+            AssayError: what is to be predicted is a number.
+        """
+        if len(self.classes) < 2:
+            raise AssayError("this probe is for classes, and the target of these data is a number")
+        return self.labels
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What a probe of a data set found of its examples.
+
+    Args:
+        each: name -> (N,) a number for each example.
+        by: the name in ``each`` by which examples are shown, large for the most typical.
+        lists: title -> positions of examples worth a look, those most worth it first.
+        numbers: name -> a number about the data.
+        notes: what a reader should know besides, each without a full stop.
+    """
+
+    each: Mapping[str, Tensor]
+    by: str
+    lists: Mapping[str, Tensor] = field(default_factory=dict)
+    numbers: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()

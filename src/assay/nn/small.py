@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class ConvNet(nn.Module):
@@ -63,3 +64,30 @@ def mlp(in_features: int, num_classes: int, hidden: Sequence[int] = (256, 256)) 
         width = units
     layers.append(nn.Linear(width, num_classes))
     return nn.Sequential(*layers)
+
+
+class ConvMax(nn.Module):
+    """One convolution over a series of vectors, the largest response of each filter, one linear layer.
+
+    Steps in which all channels are zero are padding: what is seen from them does not count, and they get no gradient.
+
+    Args:
+        in_channels: length of a vector.
+        num_classes: number of logits.
+        width: steps that a filter sees, an odd number.
+        maps: filters.
+
+    Shape: (B, in_channels, L) -> (B, num_classes).
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, width: int = 3, maps: int = 64) -> None:
+        super().__init__()
+        self.filters = nn.Conv1d(in_channels, maps, width, padding=width // 2)
+        self.head = nn.Linear(maps, num_classes)
+
+    def forward(self, series: Tensor) -> Tensor:
+        there = (series != 0).any(dim=1, keepdim=True)  # (B, 1, L)
+        # Responses are at least 0, so that those in the padding are as good as left out of the maximum.
+        seen = F.relu(self.filters(series * there)) * there
+        logits: Tensor = self.head(seen.amax(dim=2))
+        return logits

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -73,6 +74,46 @@ def encode(data: Dataset, length: int = 64, size: int = 20_000) -> Dataset:
         features=known,
         history=(*data.history, f"encode(length={length}, size={size})"),
     )
+
+
+def cooccurrence_vectors(ids: Tensor, count: int, dim: int = 50, window: int = 4) -> Tensor:
+    """Vectors of words out of the texts alone, without labels: words that keep the same company get similar ones.
+
+    The positive pointwise mutual information of words within ``window`` places of each other, decomposed to its ``dim`` largest
+    directions, each weighted by the root of its singular value (Levy, Goldberg and Dagan 2015). Scaled to a mean square of 1.
+
+    Args:
+        ids: (N, L) int64 word ids, 0 for padding.
+        count: words of the vocabulary.
+        dim: length of a vector; fewer if there are not so many words.
+        window: places to either side that count as company.
+
+    Returns:
+        (count, dim), zeros for padding and for words without company.
+    """
+    from scipy.sparse import coo_matrix
+    from sklearn.utils.extmath import randomized_svd
+
+    left, right = [], []
+    for step in range(1, min(window, ids.shape[1] - 1) + 1):
+        one, other = ids[:, :-step].flatten(), ids[:, step:].flatten()
+        both = (one != 0) & (other != 0)
+        left += [one[both], other[both]]
+        right += [other[both], one[both]]
+    vectors = torch.zeros(count, dim)
+    rows, columns = (torch.cat(part).numpy() if part else np.empty(0, dtype=np.int64) for part in (left, right))
+    pairs = coo_matrix((np.ones(len(rows)), (rows, columns)), shape=(count, count)).tocsr().tocoo()
+    often = np.asarray(pairs.sum(axis=1)).ravel()
+    if pairs.nnz:
+        gain = np.log(pairs.data * often.sum() / (often[pairs.row] * often[pairs.col]))
+        table = coo_matrix((gain.clip(min=0), (pairs.row, pairs.col)), shape=pairs.shape).tocsr()
+        size = min(dim, int((often > 0).sum()) - 1)
+        if size > 0 and table.max() > 0:
+            places, weights, _ = randomized_svd(table, size, random_state=0)
+            found = torch.from_numpy(np.ascontiguousarray(places * np.sqrt(weights))).float()
+            vectors[:, :size] = found / found[torch.from_numpy(often > 0)].square().mean().sqrt().clamp_min(1e-12)
+    vectors[torch.from_numpy(often == 0)] = 0
+    return vectors
 
 
 def piece_vectors(known: Sequence[str], table: Dataset) -> tuple[Tensor, Tensor]:

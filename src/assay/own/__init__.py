@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from assay.own.learner import Learner, LearnerRegressor
     from assay.own.predicting import predict
     from assay.own.probing import Looked, probe
+    from assay.own.ranking import Ranking, rank
     from assay.own.reading import read
     from assay.own.saved import SavedRun, load_run
     from assay.own.suggesting import Advice, suggest
@@ -27,6 +28,7 @@ __all__ = [
     "Learner",
     "LearnerRegressor",
     "Looked",
+    "Ranking",
     "SavedRun",
     "Trial",
     "baseline",
@@ -34,6 +36,7 @@ __all__ = [
     "load_run",
     "predict",
     "probe",
+    "rank",
     "read",
     "suggest",
     "try_",
@@ -44,6 +47,7 @@ _WHERE = {
     "Learner": "learner",
     "LearnerRegressor": "learner",
     "Looked": "probing",
+    "Ranking": "ranking",
     "SavedRun": "saved",
     "Trial": "trying",
     "baseline": "baselines",
@@ -51,6 +55,7 @@ _WHERE = {
     "load_run": "saved",
     "predict": "predicting",
     "probe": "probing",
+    "rank": "ranking",
     "read": "reading",
     "suggest": "suggesting",
     "try_": "trying",

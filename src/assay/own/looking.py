@@ -13,7 +13,9 @@ from assay.errors import AssayError
 from assay.own.commands import ON_HELP, Group, Json, Series, Target, Text, Time, Trust
 
 if TYPE_CHECKING:
+    from assay.own.named import Named
     from assay.own.probing import Looked
+    from assay.own.ranking import Ranking
     from assay.own.suggesting import Advice
 
 #: Columns, words and examples that a terminal shows; the page and the JSON have all.
@@ -67,7 +69,9 @@ def probe_model(
     group: Group = None,
     time: Time = None,
     series: Series = None,
-    examples: Annotated[int, typer.Option(help="How many examples are drawn and looked at.")] = 16,
+    examples: Annotated[
+        int | None, typer.Option(help="How many examples are drawn and looked at: 16, or 4,000 where data are looked at.")
+    ] = None,
     of: Annotated[str, typer.Option("--class", help="Look at what was `said`, what is `right`, or this class.")] = "said",
     settings: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, an option of the probe; repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draw, of the baseline, and of what is random in the probe.")] = 0,
@@ -78,6 +82,9 @@ def probe_model(
     as_json: Json = False,
 ) -> None:
     """Put a paper's probe on a network and your data: what it looks at, how easily it is fooled.
+
+    Some probes look at the data themselves, and train networks of their own for that: how typical is each example? For these,
+    --model is MODULE:FUNCTION that makes a fresh network, or left out.
 
     `assay probe` alone lists the probes.
     """
@@ -94,16 +101,25 @@ def probe_model(
     from rich.console import Console
     from rich.markup import escape
 
-    from assay.own import probing
     from assay.own.named import Named
+    from assay.own.offers import looks_at_data
+
+    columns = Named(target, text, group, time, series)
+    if looks_at_data(probe):
+        if raw or of != "said" or trust:
+            raise AssayError(f"{probe} looks at data, not at what a network says: leave --raw, --class and --trust out.")
+        _rank(probe, on, model, columns, examples, settings or [], seed, out, device, as_json)
+        return
+
+    from assay.own import probing
 
     with Console(stderr=True, quiet=as_json).status("opening the network") as status:
         looked = probing.probe(
             probe,
             on,
             model,
-            Named(target, text, group, time, series),
-            examples,
+            columns,
+            16 if examples is None else examples,
             seed,
             of,
             raw,
@@ -123,6 +139,44 @@ def probe_model(
     print_looked(looked)
     if out is not None:
         print(f"pictures: {page}")
+
+
+def _rank(
+    probe: str,
+    on: str,
+    model: str | None,
+    named: Named,
+    examples: int | None,
+    settings: list[str],
+    seed: int,
+    out: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """A probe of a data set: a table at the terminal, a page and all scores in a folder."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from assay.own import ranking
+
+    def tell(done: float, total: float, note: str) -> None:
+        status.update(f"{escape(note)}: {100 * done / total:.0f} % of all")
+
+    with Console(stderr=True, quiet=as_json).status("reading") as status:
+        most = ranking.MOST if examples is None else examples
+        found = ranking.rank(probe, on, model, named, most, seed, device, settings, tell)
+    pages: tuple[Path, ...] = ()
+    if out is not None:
+        from assay.own.ranked_page import write_ranking
+
+        pages = write_ranking(found, out)
+    if as_json:
+        plain = found.as_dict() | dict(zip(("page", "scores"), map(str, pages), strict=False))
+        print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    print_ranking(found)
+    if pages:
+        print(f"pictures: {pages[0]}\nscores: {pages[1]}")
 
 
 # ---------------------------------------------------------------------------------------------------- suggest
@@ -278,3 +332,37 @@ def _ink(strength: float) -> str:
     level = round(255 * (1 - min(1.0, abs(strength))))
     paper = f"rgb(255,{level},{level})" if strength > 0 else f"rgb({level},{level},255)"
     return f"black on {paper}" if abs(strength) > 0.15 else ""
+
+
+def print_ranking(ranking: Ranking) -> None:
+    """The most and the least typical of each class, and the lists, by where they stand."""
+    from rich import box
+    from rich.markup import escape
+    from rich.padding import Padding
+    from rich.table import Table
+
+    from assay.show import console
+
+    out, few = console(), 3
+    out.print(f"[bold]{escape(ranking.probe)}[/]  {escape(ranking.what)}\n[dim]{escape(ranking.paper)}[/]", highlight=False)
+    out.print(f"network: {escape(ranking.network)}\ndata: {escape(ranking.examples.source)}", highlight=False)
+    table = Table("class", "most typical", "least typical", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ranking.examples.classes[:_SHOWN]:
+        ends = (ranking.typical(name, few), ranking.untypical(name, few))
+        table.add_row(escape(name), *(escape(", ".join(ranking.examples.ids[place] for place in places)) for places in ends))
+    out.print(table)
+    more = len(ranking.examples.classes) - _SHOWN
+    if more > 0:
+        out.print(f"[dim]and {more} more classes[/]")
+    for title, places in ranking.found.lists.items():
+        out.print(f"[bold]{escape(title)}[/]", highlight=False)
+        for place in places.tolist()[:_SHOWN]:
+            words = ranking.examples.read[place] if ranking.examples.read else ""
+            line = f"{ranking.examples.ids[place]}  labelled {ranking.label(place)}" + (f"  {words[:100]}" if words else "")
+            out.print(Padding(escape(line), (0, 2)), highlight=False)
+    if ranking.found.numbers:
+        out.print("[bold]numbers[/]")
+        for name, value in ranking.found.numbers.items():
+            out.print(f"  {escape(name)}  {value:.3g}", highlight=False)
+    for note in ranking.notes:
+        out.print(f"[dim]note: {escape(note)}.[/]", highlight=False)

@@ -217,6 +217,14 @@ def _take(material: Material, kept: Positions) -> Material:
     )
 
 
+def place_of(material: Material, row: int) -> str:
+    """Where an example stands, as a person would look for it: a file, a row of the table."""
+    label = material.target.index[row]
+    if isinstance(label, str):
+        return label
+    return f"{'example' if material.target.name is None else 'row'} {label}"  # what has a name was a column of a table
+
+
 # ---------------------------------------------------------------------------------------------------- splits
 
 

@@ -13,11 +13,12 @@ from assay import catalogue
 from assay.errors import AssayError
 
 if TYPE_CHECKING:
-    from assay.view import Seen
+    from assay.view import Ranked, Seen
 
     Probe = Callable[..., Seen]
+    DataProbe = Callable[..., Ranked]
 
-_MARKED = re.compile(r"^@probe\ndef (\w+)\(\s*view\b", re.MULTILINE)
+_MARKED = re.compile(r"^@probe\ndef (\w+)\(\s*(?:view|data)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Offer:
         name: what to call it: the key, or ``"key:function"`` where the paper has several.
         what: one line.
         options: name -> default, as the source has it.
+        of_data: whether it looks at a data set instead of a network: its first parameter is called ``data``.
     """
 
     key: str
@@ -37,6 +39,7 @@ class Offer:
     name: str
     what: str
     options: Mapping[str, str]
+    of_data: bool = False
 
 
 def offers() -> list[Offer]:
@@ -45,7 +48,7 @@ def offers() -> list[Offer]:
 
 
 def of_paper(paper: catalogue.Paper) -> list[Offer]:
-    """The probes of one paper: its functions with the mark ``@probe`` whose first parameter is the view."""
+    """The probes of one paper: its functions with the mark ``@probe`` whose first parameter is the view, or data."""
     nodes: list[ast.FunctionDef] = []
     for path in catalogue.files(paper):
         text = path.read_text(encoding="utf-8")
@@ -61,7 +64,18 @@ def _offer(key: str, node: ast.FunctionDef, several: bool) -> Offer:
     given = [argument.arg for argument in (*positional, *keywords)]
     options = {name: ast.unparse(default) if default else "?" for name, default in zip(given, defaults, strict=True)}
     what = " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split())
-    return Offer(key, node.name, f"{key}:{node.name}" if several else key, what, options)
+    of_data = node.args.args[0].arg == "data"
+    return Offer(key, node.name, f"{key}:{node.name}" if several else key, what, options, of_data)
+
+
+def looks_at_data(name: str) -> bool:
+    """Does the probe of this name look at a data set, and train networks of its own for that?
+
+    Raises:
+        AssayError: there is no such probe.
+    """
+    paper, function = _chosen(name)
+    return any(offer.of_data for offer in of_paper(paper) if offer.function == function)
 
 
 def find(name: str) -> tuple[catalogue.Paper, Probe]:
@@ -70,6 +84,12 @@ def find(name: str) -> tuple[catalogue.Paper, Probe]:
     Raises:
         AssayError: there is no such paper, or it has no such probe.
     """
+    paper, function = _chosen(name)
+    found: Probe = getattr(importlib.import_module(paper.module), function)
+    return paper, found
+
+
+def _chosen(name: str) -> tuple[catalogue.Paper, str]:
     key, _, wanted = name.strip().partition(":")
     paper = catalogue.find(key)
     there = [offer.function for offer in of_paper(paper)]
@@ -80,5 +100,4 @@ def find(name: str) -> tuple[catalogue.Paper, Probe]:
         raise AssayError(f"{key} has several probes: name one, as {' or '.join(f'{key}:{one}' for one in there)}.")
     if wanted and wanted not in there:
         raise AssayError(f"{key} has no probe {wanted!r}: it has {', '.join(there)}.")
-    found: Probe = getattr(importlib.import_module(paper.module), wanted or there[0])
-    return paper, found
+    return paper, wanted or there[0]

@@ -145,7 +145,7 @@ def open_subject(
     if scheme == "transformers":
         return _transformers(name, material)
     if name and not Path(model).exists():
-        return _checked(_Found(_imported(scheme, name)), material, model, raw=raw)
+        return _checked(_Found(imported(scheme, name)), material, model, raw=raw)
     raise AssayError(f"{model} is no network that can be opened: give {_KINDS}.")
 
 
@@ -567,7 +567,12 @@ def _formulas(plain: Any) -> Iterator[str]:
 # ---- module:function
 
 
-def _imported(module: str, function: str) -> nn.Module:
+def imported(module: str, function: str) -> nn.Module:
+    """The network that a function of somebody's own makes; the current folder is searched as well.
+
+    Raises:
+        AssayError: there is no such function, it fails, or it makes something else.
+    """
     here = os.getcwd()
     with _on_path(here):
         try:

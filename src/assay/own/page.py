@@ -94,12 +94,12 @@ def _example(looked: Looked, place: int) -> dict[str, Any]:
     words: list[tuple[str, list[tuple[str, str]]]] = []
     bars: list[tuple[str, list[tuple[str, str, float, float]]]] = []
     if looked.kind == "images" and looked.inputs is not None:
-        image = _pixels(looked.inputs[place])
-        pictures.append(("as the network takes it", _png(image)))
+        image = pixels(looked.inputs[place])
+        pictures.append(("as the network takes it", as_png(image)))
         for name, found in looked.attributions.items():
-            pictures.append((name, _png(heat(found[place], image))))
+            pictures.append((name, as_png(heat(found[place], image))))
         for name, other in looked.others.items():
-            pictures.append((name, _png(_pixels(other[place].detach()))))
+            pictures.append((name, as_png(pixels(other[place].detach()))))
     for name, found in looked.attributions.items():
         if looked.kind == "text":
             strengths = looked.strengths(found[place])
@@ -107,12 +107,12 @@ def _example(looked: Looked, place: int) -> dict[str, Any]:
         elif looked.kind == "table":
             bars.append((name, _signed(looked, found[place])))
         elif looked.kind == "series" and looked.inputs is not None:
-            pictures.append((name, _png(_strip(looked.inputs[place], found[place]), wide=True)))
+            pictures.append((name, as_png(_strip(looked.inputs[place], found[place]), wide=True)))
         elif looked.kind == "audio" and looked.inputs is not None:
-            sound = _pixels(_spectrogram(looked.inputs[place]))
+            sound = pixels(spectrogram(looked.inputs[place]))
             pictures += [
-                ("the spectrogram", _png(sound, wide=True)),
-                (name, _png(heat(_spectrogram(found[place]), sound), wide=True)),
+                ("the spectrogram", as_png(sound, wide=True)),
+                (name, as_png(heat(spectrogram(found[place]), sound), wide=True)),
             ]
     return {
         "id": example.id,
@@ -144,7 +144,7 @@ def heat(attributions: Tensor, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.asarray(mixed.round(), dtype=np.uint8)
 
 
-def _pixels(image: Tensor) -> NDArray[np.uint8]:
+def pixels(image: Tensor) -> NDArray[np.uint8]:
     """(C, H, W) as (H, W, 3) of whole numbers; what is not in [0, 1] is brought there."""
     values = image.detach().double()
     low, high = float(values.min()), float(values.max())
@@ -154,7 +154,7 @@ def _pixels(image: Tensor) -> NDArray[np.uint8]:
     return np.asarray((shown.clamp(0, 1) * 255).round().permute(1, 2, 0).numpy(), dtype=np.uint8)
 
 
-def _spectrogram(bands: Tensor) -> Tensor:
+def spectrogram(bands: Tensor) -> Tensor:
     """(bands, L) as an image (1, H, W), low notes below, each value a square of three pixels."""
     return bands.detach().flip(0).repeat_interleave(3, dim=0).repeat_interleave(3, dim=1).unsqueeze(0)
 
@@ -178,7 +178,7 @@ def _strip(series: Tensor, attributions: Tensor) -> NDArray[np.uint8]:
     return np.asarray(picture.round(), dtype=np.uint8)
 
 
-def _png(picture: NDArray[np.uint8], wide: bool = False) -> str:
+def as_png(picture: NDArray[np.uint8], wide: bool = False) -> str:
     """As a data address; small pictures are enlarged without blurring their pixels."""
     from PIL import Image
 

@@ -24,7 +24,7 @@ from assay import catalogue, clock
 from assay.data import Dataset
 from assay.errors import AssayError
 from assay.own.named import Named
-from assay.own.offers import find
+from assay.own.offers import find, looks_at_data
 from assay.own.opening import FromVectors, Subject, open_subject
 from assay.train.loop import Report
 from assay.view import Seen, View
@@ -229,6 +229,8 @@ def probe(
     """
     if examples < 1:
         raise AssayError(f"{examples} examples were asked for: give at least 1.")
+    if looks_at_data(name):
+        raise AssayError(f"{name} looks at data, and trains networks of its own: call assay.own.rank.")
     paper, function = find(name)
     options = parse(function, settings)
     subject = open_subject(model, on, named, raw, seed, device, trusted, report)

@@ -32,7 +32,7 @@ from assay.lab import evidence
 from assay.nn.text import words
 from assay.own import baselines, findings, methods, offers, probing
 from assay.own.findings import Finding, Near
-from assay.own.material import Material, lay_out, marks, prepare
+from assay.own.material import lay_out, marks, place_of, prepare
 from assay.own.named import Named
 from assay.own.opening import known, subject_of
 from assay.own.preparing import prepared
@@ -205,20 +205,13 @@ def _ground(on: str | Path | Dataset, named: Named) -> Ground:
     return Ground(
         data=data,
         kind=baselines.kind(data),
-        ids=tuple(_place(material, row) for row in places["train"]),
+        ids=tuple(place_of(material, row) for row in places["train"]),
         frame=material.inputs.iloc[rows].reset_index(drop=True) if isinstance(material.inputs, pd.DataFrame) else None,
         train_marks=every[places["train"]],
         test_marks=every[places["test"]],
         groups=None if material.group is None else material.group[places["train"]],
         drawn=material.parts is None and material.time is None and material.group is None,
     )
-
-
-def _place(material: Material, row: int) -> str:
-    label = material.target.index[row]
-    if isinstance(label, str):
-        return label
-    return f"{'example' if material.target.name is None else 'row'} {label}"  # what has a name was a column of a table
 
 
 def _known(data: Dataset) -> Ground:
@@ -530,6 +523,10 @@ def _tried(paper: catalogue.Paper, ground: Ground, plain: Recipe, base: float, f
     if paper.key in methods.there():
         treated = methods.treated(plain, [methods.find(paper.key)])
         return "treatment", _SEEDS * (base + _seconds(treated)), f"assay try {paper.key}"
+    if any(offer.of_data for offer in offers.of_paper(paper)):
+        if ground.data.task != "classification":
+            raise methods.DoesNotFit("it is for classes, and the target of these data is a number")
+        return "probe", None, f"assay probe {paper.key}"
     if offers.of_paper(paper):
         return "probe", base + _probed(few, ground.data, paper.key), f"assay probe {paper.key}"
     return "estimator", None, paper.api

@@ -1,0 +1,1 @@
+"""Which examples should it be trained on?"""
