@@ -100,6 +100,26 @@ class Made:
         return sorted(self.folder.rglob("*.html"))
 
 
+def a_comparison() -> dict[str, Any]:
+    """Methods side by side, with names that try to break out."""
+    arms = {"plain": 0.5, EVIL: 0.6, "third": 0.58, "fourth": 0.4}
+    rows = {"first": 0.0, EVIL: 0.1}
+    return {
+        "title": EVIL,
+        "about": f"{EVIL}\n\nMore of it: ``{EVIL}``.",
+        "control": "plain",
+        "unit": EVIL,
+        "scale": "laptop",
+        "recorded": "2026-01-01T00:00:00+00:00",
+        "machine": {"processor": EVIL},
+        "values": {
+            row: {arm: {str(seed): value + more + 0.001 * seed for seed in range(3)} for arm, value in arms.items()}
+            for row, more in rows.items()
+        },
+        "seconds": {row: dict.fromkeys(arms, 2.0) for row in rows},
+    }
+
+
 def set_up(patch: pytest.MonkeyPatch, tmp: Path) -> None:
     """What the site was made with: no other person's cache, ledger or evidence."""
     patch.setenv("ASSAY_HOME", str(tmp / "home"))
@@ -144,6 +164,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Made:
     wicked = an_entry(EVIL, "control", "only a number", curves=curves, commit=EVIL, device=EVIL, **words)
     for key, claims in (("evil", {"first_claim": wicked}), ("elr", {"resists_wrong_labels": an_entry("ELR", "cross-entropy")})):
         (tmp / "evidence" / f"{key}.json").write_text(json.dumps({"claims": claims}))
+    (tmp / "evidence" / "comparisons").mkdir()
+    (tmp / "evidence" / "comparisons" / "label_noise.json").write_text(json.dumps(a_comparison()))
     with pytest.MonkeyPatch.context() as patch:
         set_up(patch, tmp)
         shown = [*catalogue.papers().values(), evil]

@@ -89,6 +89,14 @@ def test_every_paper_has_a_page_and_stands_on_the_others(made: Made) -> None:
             assert any(link.startswith(f"papers/{paper.key}.html") for link in links), (name, paper.key)
 
 
+def test_a_comparison_has_a_page_with_every_number(made: Made) -> None:
+    page = Parsed(made.folder / "comparisons" / "label_noise.html")
+    shown = "".join(page.words)
+    for words in (EVIL, "0.501", "0.701", "2 of 2", "The code has changed since", "assay compare label_noise --seeds 3 --record"):
+        assert words in shown, words
+    assert "comparisons/label_noise.html" in Parsed(made.folder / "comparisons.html").links
+
+
 def test_pages_parse_and_nothing_breaks_out(made: Made) -> None:
     for path in made.html():
         page = Parsed(path)
@@ -155,7 +163,7 @@ def test_the_same_inputs_give_the_same_bytes(made: Made, tmp_path: Path, monkeyp
 
 def test_what_is_unchanged_is_left_and_what_is_gone_is_removed(made: Made, tmp_path: Path) -> None:
     elr = catalogue.find("elr")
-    assert build(tmp_path / "site", Atlas([elr, made.evil])).changed == 10
+    assert build(tmp_path / "site", Atlas([elr, made.evil])).changed == 12
     assert build(tmp_path / "site", Atlas([elr, made.evil])).changed == 0
     (tmp_path / "precious").write_text("mine")
     listed = tmp_path / "site" / "atlas.json"

@@ -32,7 +32,7 @@ pytestmark = [
 
 PAGES = (
     *("index.html", "papers/elr.html", "papers/resnet.html", "papers/evil.html", "verdicts.html"),
-    *("timeline.html", "price.html", "news.html", "live.html"),
+    *("timeline.html", "price.html", "news.html", "live.html", "comparisons.html", "comparisons/label_noise.html"),
 )
 Open = Callable[..., "Page"]
 

@@ -55,7 +55,7 @@ def test_it_is_valid_and_every_page_says_where_it_is(made: Made) -> None:
     updated = feed.findtext(f"{ATOM}updated")
     assert updated == max(entry.findtext(f"{ATOM}updated", "") for entry in feed.findall(f"{ATOM}entry"))
     for path in made.html():
-        root = "../" if path.parent.name == "papers" else ""
+        root = "" if path.parent == made.folder else "../"
         assert (
             f'<link rel="alternate" type="application/atom+xml" title="assay: new papers and verdicts" href="{root}feed.xml">'
             in (path.read_text(encoding="utf-8"))

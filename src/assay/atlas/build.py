@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from assay import catalogue, digest
 from assay.errors import AssayError
 from assay.files import write_atomically
-from assay.lab import evidence
+from assay.lab import comparing, evidence
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -74,12 +74,15 @@ class Atlas:
         files: dict[str, Callable[[], str]] = {
             name: partial((HERE / "static" / name).read_text, encoding="utf-8") for name in statics
         }
-        tabs = ["papers", "verdicts", "timeline", "price", "news", *(["live"] if self._live else [])]
+        tabs = ["papers", "verdicts", "comparisons", "timeline", "price", "news", *(["live"] if self._live else [])]
         for tab in tabs:
             name = "index" if tab == "papers" else tab
             template = "home.html" if tab == "papers" else f"{tab}.html"
             files[f"{name}.html"] = partial(self._render, template, root="", here=tab)
         files["feed.xml"] = self._feed
+        for table in self._comparisons:
+            name = f"comparisons/{table.name}.html"
+            files[name] = partial(self._render, "comparison.html", root="../", here="", table=table)
         for page in self.pages:
             files[page.href] = partial(self._render, "paper.html", root="../", here="", page=page)
         return files
@@ -90,6 +93,10 @@ class Atlas:
     @cached_property
     def _news(self) -> list[digest.News]:
         return digest.news(self._papers)[:MOST_NEWS]
+
+    @cached_property
+    def _comparisons(self) -> list[comparing.Table]:
+        return [table for name in comparing.names() if (table := comparing.recorded(name)) is not None]
 
     def _feed(self) -> str:
         return _UNPRINTABLE.sub("", self._render("feed.xml", root=self._address, here=""))
@@ -106,6 +113,10 @@ class Atlas:
             "timeline": pages.timeline,
             "priced": pages.priced,
             "price_figure": pages.price_figure,
+            "comparisons": self._comparisons,
+            "comparison_figure": pages.comparison_figure,
+            "is_stale": comparing.is_stale,
+            "blocks": pages.blocks,
             "filled": pages.filled,
             "identity": pages.identity,
             "moment": pages.moment,

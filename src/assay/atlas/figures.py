@@ -120,6 +120,19 @@ def years(papers: Sequence[Mapping[str, Any]], last: int) -> Figure:
     return _titled(_draw(_years, caption, WHOLE, papers=shown, last=last), titles)
 
 
+def comparison(gains: Mapping[str, Mapping[str, float]], best: Mapping[str, Sequence[str]], control: str) -> Figure:
+    """How much every method gains over the control, task by task.
+
+    Args:
+        gains: row -> arm -> difference from the control.
+        best: row -> the arms that win or cannot be told from the winner.
+        control: name of the control.
+    """
+    caption = f"Bars: difference from {control}, which is the vertical line. Coloured: the best of its row, or not told from it. "
+    caption += "On narrow screens a dot for each row."
+    return _draw(_gains, caption, WHOLE, gains=gains, best=best)
+
+
 def _has_points(line: Mapping[str, Any]) -> bool:
     return any(y is not None for y in line.get("mean", ())) or any(
         y is not None for seed in line.get("seeds", {}).values() for y in seed["y"]
@@ -396,6 +409,73 @@ def _dots(
     layers.append(_text(_clip(unit, (width - 60) / CHARACTER), -left, -18))
     layers.append(_text("mean", plot + right, -18, align="right"))
     return _finish(layers, width, height, left, right, top, bottom)
+
+
+def _gains(width: int, gains: Mapping[str, Mapping[str, float]], best: Mapping[str, Sequence[str]]) -> Any:
+    return _gain_bars(width, gains, best) if width == WHOLE else _gain_dots(width, gains, best)
+
+
+def _gain_bars(width: int, gains: Mapping[str, Mapping[str, float]], best: Mapping[str, Sequence[str]]) -> Any:
+    """A column of bars for each method."""
+    alt = _alt()
+    arms = list(next(iter(gains.values())))
+    left, right, step, top = 12 + CHARACTER * max(map(len, gains)), 8, 26, 34
+    column = (width - left - right) / len(arms)
+    low = min(0.0, *(gain for row in gains.values() for gain in row.values()))
+    high = max(1e-9, *(gain for row in gains.values() for gain in row.values()))
+    room = column - 62  # of bars; the numbers stand beside them
+    zero = [place * column + 44 + room * -low / (high - low) for place in range(len(arms))]
+
+    bars = [
+        {"x": zero[place], "x2": zero[place] + room * gain / (high - low), "row": number + 0.5, "best": arm in best[row]}
+        for number, (row, by_arm) in enumerate(gains.items())
+        for place, (arm, gain) in enumerate(by_arm.items())
+    ]
+    numbers = [
+        {"x": place * column + 36, "row": number + 0.5, "words": f"{100 * gain:+.1f}", "best": arm in best[row]}
+        for number, (row, by_arm) in enumerate(gains.items())
+        for place, (arm, gain) in enumerate(by_arm.items())
+    ]
+    x = alt.X("x:Q", scale=alt.Scale(domain=[0, width - left - right], nice=False, padding=0), axis=None)
+    # Without padding=0 bars would be given room at both ends, and the words beside them would not stand where they do.
+    y = alt.Y("row:Q", scale=alt.Scale(domain=[0, len(gains)], reverse=True, nice=False, padding=0), axis=None)
+    layers = [_rule(at, 0, at, step * len(gains)) for at in zero]
+    for is_best, colour in ((False, CONTROL), (True, ACCENT)):
+        mine = alt.Chart(alt.Data(values=[bar for bar in bars if bar["best"] is is_best]))
+        layers.append(mine.mark_bar(color=colour, size=12, opacity=0.85).encode(x=x, x2=alt.X2("x2:Q"), y=y))
+        texts = alt.Chart(alt.Data(values=[number for number in numbers if number["best"] is is_best]))
+        mark = texts.mark_text(color=ACCENT if is_best else SOFT, align="right", baseline="middle", fontSize=12)
+        layers.append(mark.encode(x=x, y=y, text=alt.Text("words:N")))
+    for number, row in enumerate(gains):
+        layers.append(_text(row, -left, step * (number + 0.5), INK))
+    for place, arm in enumerate(arms):
+        layers.append(_text(arm, place * column, -18, INK, fontWeight=600))
+    return _finish(layers, width, step * len(gains), left, right, top, 12)
+
+
+def _gain_dots(width: int, gains: Mapping[str, Mapping[str, float]], best: Mapping[str, Sequence[str]]) -> Any:
+    """A line for each method, a dot on it for each task."""
+    alt = _alt()
+    arms = list(next(iter(gains.values())))
+    left, right, step, top, bottom = 8, 20, 46, 12, 30
+    span = _range([100 * gain for row in gains.values() for gain in row.values()] + [0.0], False, 0.05)
+    x = alt.X("x:Q", scale=alt.Scale(domain=span, nice=False, zero=False), axis=alt.Axis(**_ticks(span, False, 4)))
+    y = alt.Y("row:Q", scale=alt.Scale(domain=[0, len(arms)], reverse=True, nice=False), axis=None)
+    plot = width - left - right
+    at = plot * _share(0.0, span, False)
+    layers = [_rule(at, 0, at, step * len(arms))]
+    for is_best, colour in ((False, CONTROL), (True, ACCENT)):
+        dots = [
+            {"x": 100 * by_arm[arm], "row": place + 0.68}
+            for row, by_arm in gains.items()
+            for place, arm in enumerate(arms)
+            if (arm in best[row]) is is_best
+        ]
+        layers.append(alt.Chart(alt.Data(values=dots)).mark_circle(color=colour, size=52, opacity=0.6).encode(x=x, y=y))
+    for place, arm in enumerate(arms):
+        layers.append(_text(arm, -2, step * place + 12, INK, stroke=PAGE, strokeWidth=3))
+        layers.append(_text(arm, -2, step * place + 12, INK))
+    return _finish(layers, width, step * len(arms), left, right, top, bottom)
 
 
 def _prices(width: int, points: Sequence[Mapping[str, Any]]) -> Any:

@@ -24,6 +24,7 @@ from assay.atlas import figures
 from assay.atlas.figures import Figure
 from assay.atlas.kept import kept
 from assay.lab import evidence
+from assay.lab.comparing import Table
 from assay.numbers import duration, short, signed, size
 
 VERDICTS = ("holds", "fails", "inconclusive", "not recorded")
@@ -446,6 +447,13 @@ def price_figure(found: Sequence[Priced]) -> Figure:
 
 
 # ------------------------------------------------------------------------------------------------ parts
+
+
+def comparison_figure(table: Table) -> Figure:
+    """Gains over the control, task by task."""
+    arms = [arm for arm in table.arms if arm != table.control]
+    gains = {row: {arm: table.mean(row, arm) - table.mean(row, table.control) for arm in arms} for row in table.values}
+    return figures.comparison(gains, {row: table.best(row) for row in table.values}, table.control)
 
 
 def _time(prices: Mapping[str, Mapping[str, float]], arm: str, control: str | None) -> str:

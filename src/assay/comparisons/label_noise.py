@@ -4,8 +4,8 @@ Every method has the settings that its paper recommends, or the customary ones, 
 who takes it as it is. All train on the same nine tenths of the data with the same network, optimizer and epochs; the last
 tenth, whose labels are as wrong as the others, serves early stopping alone. What counts is the accuracy on clean test labels.
 
-Rows are a data set and a kind of noise: *symmetric* noise moves a share of the labels to any other class; *asymmetric* noise
-moves 40 % of the labels of some classes to the class they are most like (on AG News: to the next class); *human* noise moves
+Rows are a data set and a kind of noise: symmetric noise moves a share of the labels to any other class; asymmetric noise
+moves 40 % of the labels of some classes to the class they are most like (on AG News: to the next class); human noise moves
 40 % of all labels to the classes that people mistake the true one for (the votes of CIFAR-10H).
 """
 
