@@ -166,6 +166,17 @@ def test_vectors_have_no_decay() -> None:
     assert len(without_decay_of_vectors([nn.Parameter(torch.ones(3))], 0.1)) == 1
 
 
+def test_groups_keep_their_own_settings() -> None:
+    body, head = nn.Linear(3, 3), nn.Linear(3, 2)
+    given = [{"params": list(body.parameters())}, {"params": list(head.parameters()), "weight_decay": 0.0, "lr": 1.0}]
+    found = lamb(given, lr=0.01, weight_decay=0.3).param_groups
+    assert [(len(group["params"]), group["weight_decay"], group["lr"]) for group in found] == [
+        (1, 0.3, 0.01),
+        (1, 0.0, 0.01),
+        (2, 0.0, 1.0),
+    ]
+
+
 def test_trains_a_network(table: Dataset) -> None:
     recipe = Recipe(
         table, model=partial(mlp, 8, 2, (32,)), optimizer=partial(lamb, lr=0.02, weight_decay=0.01), epochs=20, batch_size=32

@@ -75,8 +75,8 @@ class InputHook(Hook):
     def before_forward(self, run: Run) -> None:
         """The batch is there, augmented; the network has not seen it yet.
 
-        ``run.inputs`` and ``run.labels`` may be replaced, labels also by (B, C) float shares of the classes. Random numbers
-        come from ``run.generator``.
+        ``run.inputs`` and ``run.labels`` may be replaced, labels also by (B, C) float shares of the classes. A hook that takes
+        other examples, as many as there were, says in ``run.index`` which. Random numbers come from ``run.generator``.
         """
 
 

@@ -317,6 +317,8 @@ class Loop:
             (run.loss if share == 1 else run.loss * share).backward()
             losses.append(run.loss.detach() if share == 1 else run.loss.detach() * share)
             if self.classifies:
+                if run.index is not part:  # a hook took other examples: they are what was predicted
+                    self.order[at : at + len(part)] = run.index
                 torch.argmax(run.logits.detach(), dim=1, out=self.predicted[at : at + len(part)])
                 at += len(part)
         self.losses.append(losses[0] if len(losses) == 1 else torch.stack(losses).sum())

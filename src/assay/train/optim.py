@@ -156,24 +156,45 @@ def _alike(params: Iterable[Tensor]) -> Iterable[Sequence[Tensor]]:
     yield from lists.values()
 
 
-def without_decay_of_vectors(parameters: Iterable[Tensor], weight_decay: float) -> list[dict[str, Any]]:
+def without_decay_of_vectors(
+    parameters: Iterable[Tensor] | Iterable[dict[str, Any]], weight_decay: float
+) -> list[dict[str, Any]]:
     """Groups for any torch optimizer: weight decay for matrices and filters, none for vectors (biases, scales of a norm).
 
     Args:
-        parameters: those to train.
-        weight_decay: of all that have two dimensions or more.
+        parameters: those to train, or groups of them, whose own settings stay.
+        weight_decay: of all that have two dimensions or more, unless their group says otherwise.
     """
-    groups: tuple[list[Tensor], list[Tensor]] = [], []
-    for parameter in parameters:
-        groups[parameter.dim() < 2].append(parameter)
-    return [{"params": found, "weight_decay": decay} for found, decay in zip(groups, (weight_decay, 0.0), strict=True) if found]
+    groups = []
+    for entry in parameters:
+        group = entry if isinstance(entry, dict) else {"params": [entry]}
+        for vectors in (False, True):
+            found = [p for p in group["params"] if (p.dim() < 2) == vectors]
+            decay = 0.0 if vectors else group.get("weight_decay", weight_decay)
+            groups.append({**group, "params": found, "weight_decay": decay})
+    return _joined(groups)
 
 
-def lamb(parameters: Iterable[Tensor], lr: float = 5e-3, weight_decay: float = 0.02, **settings: Any) -> Lamb:
+def _joined(groups: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups of the same settings as one; empty ones fall away."""
+    joined: list[dict[str, Any]] = []
+    for group in groups:
+        settings = {name: value for name, value in group.items() if name != "params"}
+        alike = [other for other in joined if {name: value for name, value in other.items() if name != "params"} == settings]
+        if alike:
+            alike[0]["params"].extend(group["params"])
+        elif group["params"]:
+            joined.append({"params": list(group["params"]), **settings})
+    return joined
+
+
+def lamb(
+    parameters: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 5e-3, weight_decay: float = 0.02, **settings: Any
+) -> Lamb:
     """:class:`Lamb` with weight decay for matrices and filters alone, as it is used in practice.
 
     Args:
-        parameters: those to train.
+        parameters: those to train, or groups of them.
         lr: the rate.
         weight_decay: of all that have two dimensions or more.
         **settings: further arguments of :class:`Lamb`.
