@@ -2,15 +2,13 @@
 
 A new architecture is usually compared with the ResNet-50 of 2015, number and all: 76 % on ImageNet, trained for 90 epochs with
 SGD, crops and mirror images. Six years of progress in training are then counted as progress in architecture. Trained with what
-has been found since, the same network reaches 80.4 %. The ingredients, none of them new:
+has been found since, the same network reaches 80.4 %.
 
-    LAMB                    instead of SGD, for batches of 2048; its rate rises for five epochs and falls along a cosine
-    binary cross-entropy    each class by itself is there or not: in a mixture of two images both are there (target 1), where
-                            cross-entropy has to ask for shares of one probability
-    mixing                  every batch is mixed with itself, by mixup or by CutMix
-    RandAugment             on crops and mirror images
-    repeated augmentation   three versions of a third of the images in a batch
-    drop path               residual branches are left out at random
+The ingredients are none of them new. LAMB takes the place of SGD, for batches of 2048; its rate rises for five epochs and falls
+along a cosine. Every batch is mixed with itself, by mixup or by CutMix, and the loss is binary cross-entropy: each class by
+itself is there or not, so that in a mixture of two images both are there (target 1), where cross-entropy has to ask for shares
+of one probability. Images go through RandAugment on top of crops and mirror images; a batch holds three versions of a third of
+its images (repeated augmentation); and residual branches are left out at random (drop path).
 
 Three procedures, A1 to A3, differ in length and strength (:data:`PROCEDURES`). The ingredients are parts of their own, for any
 loop: :func:`assay.train.optim.lamb`, :func:`assay.train.losses.multi_label_loss`, :func:`assay.train.mixing.mixup_cutmix`,
