@@ -137,6 +137,9 @@ def _holds(value: Any, part: Any) -> bool:
         pieces = part if isinstance(part, tuple) else (part,)
         return all(any(_holds(one, piece) for one in value) for piece in pieces)
     if isinstance(value, functools.partial):
+        # A partial of a partial is one: what was set before stands among its keywords.
+        if isinstance(part, functools.partial) and value.func is part.func and value.args[: len(part.args)] == part.args:
+            return all(value.keywords.get(name) is one for name, one in part.keywords.items())
         return any(_holds(one, part) for one in (value.func, *value.args, *value.keywords.values()))
     if isinstance(value, Dataset):
         return isinstance(part, Dataset) and value.history[: len(part.history)] == part.history
