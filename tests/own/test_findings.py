@@ -33,7 +33,7 @@ from assay.own.findings import (
     surest_error,
     target_outliers,
 )
-from assay.own.suggesting import _predicted_classes, _vectors
+from assay.own.simple import predicted_classes, vectors
 
 
 def _flipped(labels: np.ndarray[Any, Any], rate: float, classes: int, seed: int) -> np.ndarray[Any, Any]:
@@ -50,9 +50,9 @@ def _predicted(name: str, rate: float, seed: int) -> tuple[np.ndarray[Any, Any],
     clean = data.train.labels.numpy()[:count]
     noisy = _flipped(clean, rate, data.num_classes, seed)
     kind = "table" if len(data.input_shape) == 1 else "images"
-    found = _predicted_classes(_vectors(data.train.inputs, kind, np.arange(count)), noisy, kind, None, seed)
+    found = predicted_classes(vectors(data.train.inputs, kind, np.arange(count)), noisy, kind, None, seed)
     assert found is not None
-    return found[0], noisy, noisy != clean
+    return found.values, noisy, noisy != clean
 
 
 # ---------------------------------------------------------------------------------------------------- labels

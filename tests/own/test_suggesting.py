@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from assay import catalogue, cli
 from assay.data import Dataset, load
 from assay.errors import AssayError
-from assay.own import suggesting
+from assay.own import simple, suggesting
 from assay.own.named import Named
 from assay.own.suggesting import Advice, suggest
 
@@ -157,13 +157,13 @@ def test_classes_seen_once_are_no_trouble(tmp_path: Path) -> None:
 def test_big_data_are_sampled_and_it_is_said(monkeypatch: pytest.MonkeyPatch, table: Dataset) -> None:
     monkeypatch.setattr(suggesting, "MOST", 150)
     seen: list[int] = []
-    real = suggesting._predicted_classes
+    real = simple.predicted_classes
 
     def spy(vectors: Any, labels: Any, *rest: Any) -> Any:
         seen.append(len(labels))
         return real(vectors, labels, *rest)
 
-    monkeypatch.setattr(suggesting, "_predicted_classes", spy)
+    monkeypatch.setattr(simple, "predicted_classes", spy)
     noisy = table.flip_labels(0.2, seed=0)
     advice = suggest(noisy)
     assert max(seen) <= 150

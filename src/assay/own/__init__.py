@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from assay.own.reading import read
     from assay.own.saved import SavedRun, load_run
     from assay.own.suggesting import Advice, suggest
+    from assay.own.suspecting import Suspects, suspects
     from assay.own.trying import Trial, try_
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Looked",
     "Ranking",
     "SavedRun",
+    "Suspects",
     "Trial",
     "baseline",
     "export_model",
@@ -39,6 +41,7 @@ __all__ = [
     "rank",
     "read",
     "suggest",
+    "suspects",
     "try_",
 ]
 
@@ -49,6 +52,7 @@ _WHERE = {
     "Looked": "probing",
     "Ranking": "ranking",
     "SavedRun": "saved",
+    "Suspects": "suspecting",
     "Trial": "trying",
     "baseline": "baselines",
     "export_model": "exporting",
@@ -58,6 +62,7 @@ _WHERE = {
     "rank": "ranking",
     "read": "reading",
     "suggest": "suggesting",
+    "suspects": "suspecting",
     "try_": "trying",
 }
 

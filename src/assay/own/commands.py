@@ -155,6 +155,47 @@ def export_model(
     print(f"wrote {out}; its outputs differ from the network's by at most {furthest:.1g}")
 
 
+def suspects(
+    on: Annotated[str, typer.Option(help=ON_HELP)],
+    target: Target = None,
+    text: Text = None,
+    group: Group = None,
+    time: Time = None,
+    series: Series = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Who doubts: `out-of-fold` (simple models that have not seen the example), or a paper that resists wrong "
+            "labels, as `elr` or `ncr`."
+        ),
+    ] = "out-of-fold",
+    out: Annotated[Path | None, typer.Option(help="A .csv or .parquet file for the list.")] = None,
+    seed: Annotated[int, typer.Option(help="Of folds and trainings.")] = 0,
+    device: Annotated[str, typer.Option(help="Where networks are trained: cpu, cuda, mps.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Which of your examples carry a wrong label? The most suspicious first, with how many of them ought to be wrong.
+
+    `assay relabel` makes a page of them on which labels are mended.
+
+    Examples: `assay suspects --on photos/ --out suspects.csv`, `assay suspects --on reviews.csv --target stars --method elr`.
+    """
+    from assay.own.printing import print_suspects
+    from assay.own.suspecting import suspects as find
+    from assay.own.writing import require_table
+
+    if out is not None:
+        require_table(out)
+    with _stoppable(), _progress(as_json) as (_, report):
+        found = find(on, target, text, group, time, series, method, seed, device, report)
+    if out is not None:
+        found.write(out)
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        print_suspects(found, out)
+
+
 def _keep(trial: Trial, out: Path | None, on: str, command: str) -> tuple[tuple[str, int] | None, list[str]]:
     """Save the best network and the report; what could not be done becomes a note. Returns which, and the paths."""
     from assay.own.report import write_report

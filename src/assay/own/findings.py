@@ -15,14 +15,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
+from assay.own.doubting import Floats, Ints, doubted, plant
 
 Severity = Literal["fine", "look", "act"]
 
 #: Of the probabilities, the surest so large a part tells wrong labels from hard examples.
 _SUREST = 0.25
 _RESAMPLES = 100
+#: Deviations from the prediction beyond which a number is far off.
+FAR = 8
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,15 @@ def noise_rate(probabilities: Floats, labels: Ints) -> float:
     return max(0.0, every - 2 * max(0.0, every - surest - error / 2))
 
 
+def noise_interval(probabilities: Floats, labels: Ints, seed: int = 0) -> tuple[float, float, float]:
+    """:func:`noise_rate`, and where it lies in 95 of 100 resamples of the predictions: at least, at most."""
+    rate = noise_rate(probabilities, labels)
+    rng = np.random.default_rng(seed)
+    drawn = [rng.integers(0, len(labels), len(labels)) for _ in range(_RESAMPLES)]
+    low, high = np.quantile([noise_rate(probabilities[rows], labels[rows]) for rows in drawn], [0.025, 0.975])
+    return rate, min(float(low), rate), max(float(high), rate)
+
+
 def label_noise(probabilities: Floats, labels: Ints, classes: Sequence[str], seed: int = 0) -> Finding:
     """Wrong labels, estimated from predictions of a model that did not see them.
 
@@ -119,15 +129,10 @@ def label_noise(probabilities: Floats, labels: Ints, classes: Sequence[str], see
         classes: K names.
         seed: of the resampling that gives the interval.
     """
-    rate = noise_rate(probabilities, labels)
-    rng = np.random.default_rng(seed)
-    drawn = [rng.integers(0, len(labels), len(labels)) for _ in range(_RESAMPLES)]
-    low, high = np.quantile([noise_rate(probabilities[rows], labels[rows]) for rows in drawn], [0.025, 0.975])
-    low, high = min(float(low), rate), max(float(high), rate)
-    own = probabilities[np.arange(len(labels)), labels]
-    doubt = own - probabilities.max(axis=1)
-    rows = np.argsort(doubt, kind="stable")[: round(rate * len(labels))]
-    rows = rows[doubt[rows] < 0]
+    rate, low, high = noise_interval(probabilities, labels, seed)
+    scores = doubted(probabilities, labels, plant(probabilities, labels, seed), (rate,)).scores
+    rows = np.argsort(-scores, kind="stable")[: round(rate * len(labels))]
+    rows = rows[probabilities[rows].argmax(axis=1) != labels[rows]]
     # Seen in some samples of clean and hard data, a few per cent are within what the estimate errs by.
     severity: Severity = "act" if rate >= 0.08 and low >= 0.03 else "look" if rate >= 0.03 and low >= 0.01 else "fine"
     words = f"about {_percent(rate)} of the labels look wrong ({_percent(low)} to {_percent(high)})"
@@ -136,8 +141,16 @@ def label_noise(probabilities: Floats, labels: Ints, classes: Sequence[str], see
         np.fill_diagonal(joint, 0)
         given, true = divmod(int(joint.argmax()), len(classes))
         words += f", most often {classes[true]} that is labelled {classes[given]}"
-    advice = "look at the examples named and correct their labels" if severity != "fine" else ""
+    advice = "look at the examples named and correct their labels (assay suspects, assay relabel)" if severity != "fine" else ""
     return Finding("label-noise", rate, words, severity, _some(rows), low, high, advice)
+
+
+def deviations(predicted: Floats, targets: Floats) -> Floats:
+    """How far each number is from its prediction, in robust deviations (1.4826 times the median distance): (N,)."""
+    residual = targets - predicted
+    distance = np.abs(residual - np.median(residual))
+    found: Floats = distance / max(1.4826 * float(np.median(distance)), 1e-12)
+    return found
 
 
 def target_outliers(predicted: Floats, targets: Floats) -> Finding:
@@ -147,14 +160,12 @@ def target_outliers(predicted: Floats, targets: Floats) -> Finding:
         predicted: (N,) out-of-fold.
         targets: (N,).
     """
-    residual = targets - predicted
-    centre = np.median(residual)
-    spread = 1.4826 * np.median(np.abs(residual - centre))
-    far = np.abs(residual - centre) > 8 * max(spread, 1e-12)
+    deviation = deviations(predicted, targets)
+    far = deviation > FAR
     rate = float(far.mean())
     severity: Severity = "act" if rate >= 0.05 else "look" if rate >= 0.003 and far.sum() > 1 else "fine"
-    rows = np.argsort(-np.abs(residual - centre), kind="stable")[: int(far.sum())]
-    words = f"{int(far.sum())} of {len(far)} targets are more than 8 deviations from what the others let expect"
+    rows = np.argsort(-deviation, kind="stable")[: int(far.sum())]
+    words = f"{int(far.sum())} of {len(far)} targets are more than {FAR} deviations from what the others let expect"
     advice = "look at the rows named for typing errors and mixed units" if severity != "fine" else ""
     return Finding("label-noise", rate, words, severity, _some(rows), advice=advice)
 

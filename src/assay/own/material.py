@@ -285,6 +285,8 @@ def _grouped(name: str, group: NDArray[np.str_], labels: Tensor, seed: int) -> d
 
 def _say_absent(classes: Sequence[str], labels: Tensor, places: dict[str, Positions], notes: list[str]) -> None:
     for part in ("train", "test"):
+        if not len(places[part]):
+            continue
         counts = np.bincount(labels.numpy()[places[part]], minlength=len(classes))
         absent = [name for name, count in zip(classes, counts, strict=True) if not count]
         if absent:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from assay.errors import AssayError
-from assay.files import write_atomically
 from assay.own.fresh import CHUNK, Fresh, stream
 from assay.own.saved import SavedRun
+from assay.own.writing import write_rows
 
 #: ``progress(done)``: examples so far.
 Progress = Callable[[int], None]
@@ -72,7 +70,7 @@ def predict(
         for _ in rows:
             pass
     else:
-        _write(Path(out), _columns(run), rows)
+        write_rows(Path(out), _columns(run), rows)
     _judge(found, run.task, truth)
     return found
 
@@ -129,38 +127,3 @@ def _judge(found: Predicted, task: str, truth: Sequence[tuple[Tensor, Tensor]]) 
     found.score, found.scored = score(said, labels, task), len(labels)
     if len(labels) < found.count:
         found.notes.append(f"{found.count - len(labels)} examples have no target that is known, and are not in the score")
-
-
-# ---------------------------------------------------------------------------------------------------- files
-
-
-def _write(out: Path, columns: list[str], rows: Iterator[list[list[Any]]]) -> None:
-    writers = {".csv": _csv, ".parquet": _parquet, ".pq": _parquet}
-    if out.suffix.lower() not in writers:
-        raise AssayError(f"{out} is of no kind that is written: name a .csv or .parquet file.")
-    write_atomically(out, lambda temporary: writers[out.suffix.lower()](temporary, columns, rows))
-
-
-def _csv(path: Path, columns: list[str], rows: Iterator[list[list[Any]]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for piece in rows:
-            writer.writerows(piece)
-
-
-def _parquet(path: Path, columns: list[str], rows: Iterator[list[list[Any]]]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError:
-        raise AssayError("A Parquet file needs pyarrow: `pip install 'assay[arrow]'`, or name a .csv file.") from None
-    writer = None
-    try:
-        for piece in rows:
-            table = pa.table({name: list(values) for name, values in zip(columns, zip(*piece, strict=True), strict=True)})
-            writer = writer or pq.ParquetWriter(path, table.schema)
-            writer.write_table(table)
-    finally:
-        if writer is not None:
-            writer.close()

@@ -14,8 +14,15 @@ from rich.table import Table
 from assay.show import COLOURS, console
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from assay.own.predicting import Predicted
+    from assay.own.suspecting import Suspects
     from assay.own.trying import Trial
+
+
+#: Suspects that a terminal shows; the file has all.
+_SUSPECTS = 15
 
 
 def print_trial(trial: Trial, kept: tuple[str, int] | None = None, saved: Sequence[str] = ()) -> None:
@@ -94,3 +101,49 @@ def print_predicted(found: Predicted) -> None:
         out.print(f"{found.metric} {found.score:.4f} on {found.scored} examples whose target is there", highlight=False)
     for note in found.notes:
         out.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
+
+
+def print_suspects(found: Suspects, out: Path | None = None) -> None:
+    """How many labels look wrong, the most suspicious ones, and how far down the list it is worth looking.
+
+    Args:
+        found: what was found.
+        out: the file that all were written to.
+    """
+    to = console()
+    to.print(escape(found.data), highlight=False)
+    numbers = found.wrong is None
+    if found.rate is not None:
+        rate, low, high = (f"{100 * share:.1f} %" for share in found.rate)
+        to.print(f"\nAbout [bold]{rate}[/] of the labels look wrong ({low} to {high}), to {escape(found.by)}.", highlight=False)
+    else:
+        to.print(f"\nTo {escape(found.by)}.", highlight=False)
+    rows = found.rows(min(_SUSPECTS, found.contradicted))
+    if rows:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column(found.called, overflow="fold")
+        for name in ("given", "expected" if numbers else "rather"):
+            table.add_column(name, justify="right" if numbers else "left", overflow="fold")
+        for name in ("deviations",) if numbers else ("log odds", "wrong", "of all so far"):
+            table.add_column(name, justify="right")
+        for name, given, other, score, *shares in rows:
+            cells = (f"{100 * share:.0f} %" for share in shares if share is not None)
+            table.add_row(*(escape(str(cell)) for cell in (name, given, other)), f"{score:.1f}", *cells)
+        to.print(table)
+    share = found.expected(found.cut)
+    if share is not None:
+        middle, low, high = (f"{100 * one:.0f} %" for one in share)
+        to.print(
+            f"Look at the first [bold]{found.cut}[/]: {middle} of them ought to be wrong ({low} to {high}).",
+            highlight=False,
+        )
+    elif numbers and found.cut:
+        to.print(f"The first [bold]{found.cut}[/] are far off: look for typing errors and mixed units.", highlight=False)
+    else:
+        to.print("No label is to be doubted: there is nothing to mend.", highlight=False)
+    for note in found.notes:
+        to.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
+    where = f"written to {out}" if out is not None else "--out suspects.csv writes them"
+    if found.contradicted:
+        what = "far off" if numbers else "contradicted"
+        to.print(f"{found.contradicted} of {len(found.ids)} are {what}; {escape(where)}.", highlight=False, soft_wrap=True)

@@ -22,15 +22,13 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from assay import catalogue
 from assay.data import Dataset
 from assay.data.dataset import stratified
 from assay.errors import AssayError
 from assay.lab import evidence
-from assay.nn.text import words
-from assay.own import baselines, findings, methods, offers, probing
+from assay.own import baselines, findings, methods, offers, probing, simple
 from assay.own.findings import Finding, Near
 from assay.own.material import lay_out, marks, place_of, prepare
 from assay.own.named import Named
@@ -44,9 +42,6 @@ from assay.train.loop import Report, Trained, fit
 MOST = 4000
 #: Columns that are looked at one by one.
 _MOST_COLUMNS = 200
-_FOLDS = 5
-#: Examples that nearest neighbours need: a fold, or one of two halves, must hold enough of them.
-_FEWEST_NEIGHBOURS = 100
 #: Cosines above which two images or series are nearly the same (measured: of 3,000 MNIST digits, none are).
 _ALIKE = {"images": 0.995, "series": 0.9995, "audio": 0.9995}
 #: Steps by which the time of a training is measured, and of the baseline before a probe is tried on it.
@@ -260,12 +255,12 @@ def _labels(ground: Ground, seed: int) -> Iterator[Finding]:
     parameters = sum(p.numel() for p in baselines.baseline(data).model().parameters())
     rows = _sample(data, MOST, seed)
     labels = data.train.labels.numpy()[rows]
-    vectors = _vectors(data.train.inputs, ground.kind, rows)
+    vectors = simple.vectors(data.train.inputs, ground.kind, rows)
     groups = None if ground.groups is None else ground.groups[rows]
     if data.task == "regression":
-        predicted, learner = _predicted_numbers(vectors, labels, ground.kind, groups, seed)
-        yield _in_training(findings.target_outliers(predicted, labels.astype(np.float64)), rows)
-        yield findings.explained(predicted, labels.astype(np.float64), learner)
+        found = simple.predicted_numbers(vectors, labels, ground.kind, groups, seed)
+        yield _in_training(findings.target_outliers(found.values, labels.astype(np.float64)), rows)
+        yield findings.explained(found.values, labels.astype(np.float64), found.name)
         yield findings.few_examples(len(data.train), 0, parameters)
         return
     counts = np.bincount(labels, minlength=data.num_classes)
@@ -274,14 +269,14 @@ def _labels(ground: Ground, seed: int) -> Iterator[Finding]:
     groups = None if groups is None else groups[kept]
     there, codes = np.unique(labels, return_inverse=True)
     names = [data.classes[k] for k in there]
-    found = _predicted_classes(vectors, codes, ground.kind, groups, seed) if len(there) > 1 else None
-    if found is None:
+    said = simple.predicted_classes(vectors, codes, ground.kind, groups, seed) if len(there) > 1 else None
+    if said is None:
         yield findings.few_examples(len(data.train), data.num_classes, parameters)
         return
-    probabilities, half, learner = found
-    yield _in_training(findings.label_noise(probabilities, codes, names, seed), rows)
-    yield findings.signal(probabilities, codes, learner)
-    whole = float((probabilities.argmax(axis=1) == codes).mean())
+    half = simple.half_as_many(said.learner, vectors, codes, groups, seed)
+    yield _in_training(findings.label_noise(said.values, codes, names, seed), rows)
+    yield findings.signal(said.values, codes, said.name)
+    whole = float((said.values.argmax(axis=1) == codes).mean())
     yield findings.few_examples(len(data.train), data.num_classes, parameters, half, whole)
 
 
@@ -305,7 +300,7 @@ def _near(ground: Ground, seed: int) -> Near:
         texts = [data.train.inputs[row] for row in rows] + [data.test.inputs[row] for row in others]
         pairs = findings.near_texts([str(text) for text in texts], first=len(rows))
     else:
-        vectors = np.concatenate([_pixels(data.train.inputs, rows), _pixels(data.test.inputs, others)])
+        vectors = np.concatenate([simple.pixels(data.train.inputs, rows), simple.pixels(data.test.inputs, others)])
         pairs = findings.near_repeats(vectors, _ALIKE[ground.kind], first=len(rows))
     every = np.concatenate([ground.train_marks[rows], ground.test_marks[others]])
     pairs = [(one, other) for one, other in pairs if every[one] != every[other]]
@@ -341,8 +336,8 @@ def _shift(ground: Ground, seed: int) -> Iterator[Finding]:
     else:
         both = tuple(data.train.inputs[row] for row in train) + tuple(data.test.inputs[row] for row in test)
     is_test = np.arange(len(train) + len(test)) >= len(train)
-    vectors = _vectors(both, ground.kind, np.arange(len(is_test)))
-    found = _predicted_classes(vectors, is_test.astype(np.int64), ground.kind, None, seed)
+    vectors = simple.vectors(both, ground.kind, np.arange(len(is_test)))
+    found = simple.predicted_classes(vectors, is_test.astype(np.int64), ground.kind, None, seed)
     assert found is not None
     column = ""
     if ground.frame is not None:
@@ -350,7 +345,7 @@ def _shift(ground: Ground, seed: int) -> Iterator[Finding]:
     moved = None
     if data.task == "classification":
         moved = findings.moved_class(data.train.labels.numpy(), data.test.labels.numpy(), data.classes)
-    yield findings.shift(found[0][:, 1], is_test, column, moved)
+    yield findings.shift(found.values[:, 1], is_test, column, moved)
 
 
 # ---------------------------------------------------------------------------------------------------- simple models
@@ -366,120 +361,6 @@ def _sample(data: Dataset, most: int, seed: int) -> NDArray[np.int64]:
 def _drawn(count: int, most: int, seed: int) -> NDArray[np.int64]:
     positions: NDArray[np.int64] = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:most].numpy()
     return positions
-
-
-def _pixels(inputs: Any, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Images of at most 16x16 and series of at most 64 steps, flat: (N, D)."""
-    chosen: Tensor = inputs[torch.from_numpy(rows)]
-    if chosen.dim() == 4 and max(chosen.shape[2:]) > 16:
-        chosen = F.adaptive_avg_pool2d(chosen, 16)
-    if chosen.dim() == 3 and chosen.shape[2] > 64:
-        chosen = F.adaptive_avg_pool1d(chosen, 64)
-    flat: NDArray[np.float64] = chosen.flatten(1).double().numpy()
-    return flat
-
-
-def _vectors(inputs: Any, kind: str, rows: NDArray[np.int64]) -> Any:
-    """What a simple model sees of the examples: a matrix of N rows, sparse for texts."""
-    if kind == "text":
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        texts = [inputs[row] for row in rows]
-        weigh = TfidfVectorizer(
-            ngram_range=(1, 2), sublinear_tf=True, min_df=2, max_features=50_000, tokenizer=words, token_pattern=None
-        )
-        try:
-            return weigh.fit_transform(texts)
-        except ValueError:  # no word occurs twice
-            return weigh.set_params(min_df=1).fit_transform(texts)
-    if kind == "audio":  # what sounds, whenever it does
-        bands = inputs[torch.from_numpy(rows)].double()
-        flat: NDArray[np.float64] = torch.cat([bands.mean(dim=2), bands.std(dim=2)], dim=1).numpy()
-    else:
-        flat = _pixels(inputs, rows)
-    if kind == "table":
-        return flat
-    from sklearn.decomposition import PCA
-
-    if kind == "series":  # the level and the spread of a series, beside its shape
-        flat = np.column_stack([flat, flat.mean(axis=1), flat.std(axis=1)])
-    most = min(40, flat.shape[1], max(2, len(flat) // 5))  # few examples cannot tell many components from noise
-    found: NDArray[np.float64] = PCA(most, random_state=0, svd_solver="randomized").fit_transform(flat)
-    return found
-
-
-def _learners(kind: str, classifies: bool, seed: int) -> dict[str, Any]:
-    from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
-    from sklearn.linear_model import LogisticRegression, Ridge
-    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    scaled = StandardScaler(with_mean=kind != "text")
-    if not classifies:
-        plain = {"ridge regression": make_pipeline(scaled, Ridge()) if kind != "text" else Ridge()}
-        if kind == "table":
-            return plain | {"a random forest": RandomForestRegressor(60, min_samples_leaf=3, random_state=seed)}
-        return plain if kind == "text" else plain | {"nearest neighbours": KNeighborsRegressor(9, weights="distance")}
-    logistic = LogisticRegression(C=1.0 if kind == "text" else 0.1, max_iter=300)
-    plain = {"logistic regression": logistic if kind == "text" else make_pipeline(scaled, logistic)}
-    if kind == "table":
-        return plain | {"a random forest": RandomForestClassifier(60, min_samples_leaf=3, random_state=seed)}
-    return plain if kind == "text" else plain | {"nearest neighbours": KNeighborsClassifier(15, weights="distance")}
-
-
-def _folds(labels: NDArray[Any], groups: NDArray[Any] | None, most: int, seed: int) -> Any:
-    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
-
-    classifies = np.issubdtype(labels.dtype, np.integer)
-    if groups is not None and len(np.unique(groups)) >= 2:
-        kind = StratifiedGroupKFold if classifies else GroupKFold
-        return kind(min(most, len(np.unique(groups))), shuffle=True, random_state=seed)
-    if classifies:
-        return StratifiedKFold(min(most, int(np.bincount(labels).min())), shuffle=True, random_state=seed)
-    return KFold(min(most, len(labels)), shuffle=True, random_state=seed)
-
-
-def _predicted_classes(
-    vectors: Any, labels: NDArray[np.int64], kind: str, groups: NDArray[Any] | None, seed: int
-) -> tuple[NDArray[np.float64], float, str] | None:
-    """Out-of-fold probabilities (N, K) of the better of two models, its accuracy from half the examples, and its name."""
-    from sklearn.model_selection import cross_val_predict
-
-    best: tuple[float, NDArray[np.float64], str, Any] | None = None
-    for name, learner in _learners(kind, True, seed).items():
-        folds = list(_folds(labels, groups, _FOLDS, seed).split(np.zeros(len(labels)), labels, groups))
-        if name == "nearest neighbours" and len(labels) < _FEWEST_NEIGHBOURS:
-            continue
-        found = cross_val_predict(learner, vectors, labels, cv=folds, method="predict_proba")
-        right = float((found.argmax(axis=1) == labels).mean())
-        if best is None or right > best[0]:
-            best = (right, found, name, learner)
-    if best is None:
-        return None
-    _, found, name, learner = best
-    halves = _folds(labels, groups, 2, seed).split(np.zeros(len(labels)), labels, groups)
-    half = cross_val_predict(learner, vectors, labels, cv=list(halves), method="predict")
-    return found, float((half == labels).mean()), name
-
-
-def _predicted_numbers(
-    vectors: Any, targets: NDArray[Any], kind: str, groups: NDArray[Any] | None, seed: int
-) -> tuple[NDArray[np.float64], str]:
-    """Out-of-fold predictions (N,) of the better of two models, and its name."""
-    from sklearn.model_selection import cross_val_predict
-
-    best: tuple[float, NDArray[np.float64], str] | None = None
-    for name, learner in _learners(kind, False, seed).items():
-        folds = list(_folds(targets, groups, _FOLDS, seed).split(np.zeros(len(targets)), None, groups))
-        if name == "nearest neighbours" and len(targets) < _FEWEST_NEIGHBOURS:
-            continue
-        found = cross_val_predict(learner, vectors, targets, cv=folds)
-        error = float(np.median(np.abs(found - targets)))
-        if best is None or error < best[0]:
-            best = (error, found, name)
-    assert best is not None
-    return best[1], best[2]
 
 
 # ---------------------------------------------------------------------------------------------------- what is worth trying
