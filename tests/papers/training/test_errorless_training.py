@@ -264,6 +264,24 @@ def test_the_recipe_goes_evenly_from_the_stand_ins_to_the_real_ones(table: Datas
     assert fit(treated, 0).history["train_loss"][:3] == fit(plain, 0).history["train_loss"][:3]
 
 
+def test_a_class_of_which_nothing_is_right_is_led_from_the_nearest_to_it(table: Dataset) -> None:
+    """A network that says "below" of everything, and less so the larger the first column is."""
+    plain = Recipe(table, model=_Below, optimizer=partial(torch.optim.SGD, lr=0.0), epochs=2, watch=())
+    source = fit(errorless_training(plain), 0).memory["continuation.source"]
+    X, y = table.train.inputs, table.train.labels
+    assert isinstance(X, torch.Tensor)
+    nearest = torch.where(y == 1, X[:, 0], -torch.inf).argmax()
+    assert torch.equal(source, torch.where(y == 1, nearest, torch.arange(400)))
+
+
+class _Below(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(8, 2)
+        with torch.no_grad():
+            self.weight.zero_()[1, 0] = 1.0
+            self.bias.copy_(torch.tensor([10.0, 0.0]))
+
+
 def test_the_recipe_takes_texts_and_refuses_numbers(table: Dataset) -> None:
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(20, (200, 12), generator=generator)
