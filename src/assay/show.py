@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -323,12 +324,12 @@ def print_comparison(found: Comparison) -> None:
     table.title, table.columns[0].no_wrap = found.title, True
     for row in found.values:
         best = found.best(row)
-        cells = [f"{found.mean(row, arm):.3f}" for arm in found.arms]
+        cells = [f"{found.mean(row, arm):.3f}" if arm in found.values[row] else "" for arm in found.arms]
         table.add_row(row, *(f"[bold]{cell}[/]" if arm in best else cell for arm, cell in zip(found.arms, cells, strict=True)))
     table.add_section()
-    table.add_row("[dim]best, or a tie[/]", *(f"{found.wins(arm)}/{len(found.values)}" for arm in found.arms))
-    table.add_row("[dim]mean gain[/]", *(f"{found.gain(arm):+.2f}" for arm in found.arms))
-    table.add_row("[dim]smallest gain[/]", *(f"{found.lowest_gain(arm):+.2f}" for arm in found.arms))
+    table.add_row("[dim]best, or a tie[/]", *map(found.wins, found.arms))
+    table.add_row("[dim]mean gain[/]", *(f"{statistics.fmean(found.gains(arm)):+.2f}" for arm in found.arms))
+    table.add_row("[dim]smallest gain[/]", *(f"{min(found.gains(arm)):+.2f}" for arm in found.arms))
     table.add_row("[dim]time[/]", *(f"{found.times(arm):.2f}x" for arm in found.arms))
     console().print(table)
     stale = f" [{COLOURS['stale']}]stale[/]: the code has changed since." if comparing.is_stale(found) else ""

@@ -113,7 +113,11 @@ def a_comparison() -> dict[str, Any]:
         "recorded": "2026-01-01T00:00:00+00:00",
         "machine": {"processor": EVIL},
         "values": {
-            row: {arm: {str(seed): value + more + 0.001 * seed for seed in range(3)} for arm, value in arms.items()}
+            row: {
+                arm: {str(seed): value + more + 0.001 * seed for seed in range(3)}
+                for arm, value in arms.items()
+                if (row, arm) != ("first", "fourth")
+            }
             for row, more in rows.items()
         },
         "seconds": {row: dict.fromkeys(arms, 2.0) for row in rows},

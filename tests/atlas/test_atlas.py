@@ -92,7 +92,7 @@ def test_every_paper_has_a_page_and_stands_on_the_others(made: Made) -> None:
 def test_a_comparison_has_a_page_with_every_number(made: Made) -> None:
     page = Parsed(made.folder / "comparisons" / "label_noise.html")
     shown = "".join(page.words)
-    for words in (EVIL, "0.501", "0.701", "2 of 2", "The code has changed since", "assay compare label_noise --seeds 3 --record"):
+    for words in (EVIL, "0.501", "0.701", "2/2", "The code has changed since", "assay compare label_noise --seeds 3 --record"):
         assert words in shown, words
     assert "comparisons/label_noise.html" in Parsed(made.folder / "comparisons.html").links
 

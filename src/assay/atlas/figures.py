@@ -418,28 +418,29 @@ def _gains(width: int, gains: Mapping[str, Mapping[str, float]], best: Mapping[s
 def _gain_bars(width: int, gains: Mapping[str, Mapping[str, float]], best: Mapping[str, Sequence[str]]) -> Any:
     """A column of bars for each method."""
     alt = _alt()
-    arms = list(next(iter(gains.values())))
+    arms = list(dict.fromkeys(arm for row in gains.values() for arm in row))
     left, right, step, top = 12 + CHARACTER * max(map(len, gains)), 8, 26, 34
     column = (width - left - right) / len(arms)
     low = min(0.0, *(gain for row in gains.values() for gain in row.values()))
     high = max(1e-9, *(gain for row in gains.values() for gain in row.values()))
     room = column - 62  # of bars; the numbers stand beside them
-    zero = [place * column + 44 + room * -low / (high - low) for place in range(len(arms))]
+    begin = {arm: place * column for place, arm in enumerate(arms)}
+    zero = {arm: begin[arm] + 44 + room * -low / (high - low) for arm in arms}
 
     bars = [
-        {"x": zero[place], "x2": zero[place] + room * gain / (high - low), "row": number + 0.5, "best": arm in best[row]}
+        {"x": zero[arm], "x2": zero[arm] + room * gain / (high - low), "row": number + 0.5, "best": arm in best[row]}
         for number, (row, by_arm) in enumerate(gains.items())
-        for place, (arm, gain) in enumerate(by_arm.items())
+        for arm, gain in by_arm.items()
     ]
     numbers = [
-        {"x": place * column + 36, "row": number + 0.5, "words": f"{100 * gain:+.1f}", "best": arm in best[row]}
+        {"x": begin[arm] + 36, "row": number + 0.5, "words": f"{100 * gain:+.1f}", "best": arm in best[row]}
         for number, (row, by_arm) in enumerate(gains.items())
-        for place, (arm, gain) in enumerate(by_arm.items())
+        for arm, gain in by_arm.items()
     ]
     x = alt.X("x:Q", scale=alt.Scale(domain=[0, width - left - right], nice=False, padding=0), axis=None)
     # Without padding=0 bars would be given room at both ends, and the words beside them would not stand where they do.
     y = alt.Y("row:Q", scale=alt.Scale(domain=[0, len(gains)], reverse=True, nice=False, padding=0), axis=None)
-    layers = [_rule(at, 0, at, step * len(gains)) for at in zero]
+    layers = [_rule(at, 0, at, step * len(gains)) for at in zero.values()]
     for is_best, colour in ((False, CONTROL), (True, ACCENT)):
         mine = alt.Chart(alt.Data(values=[bar for bar in bars if bar["best"] is is_best]))
         layers.append(mine.mark_bar(color=colour, size=12, opacity=0.85).encode(x=x, x2=alt.X2("x2:Q"), y=y))
@@ -448,15 +449,14 @@ def _gain_bars(width: int, gains: Mapping[str, Mapping[str, float]], best: Mappi
         layers.append(mark.encode(x=x, y=y, text=alt.Text("words:N")))
     for number, row in enumerate(gains):
         layers.append(_text(row, -left, step * (number + 0.5), INK))
-    for place, arm in enumerate(arms):
-        layers.append(_text(arm, place * column, -18, INK, fontWeight=600))
+    layers += [_text(arm, begin[arm], -18, INK, fontWeight=600) for arm in arms]
     return _finish(layers, width, step * len(gains), left, right, top, 12)
 
 
 def _gain_dots(width: int, gains: Mapping[str, Mapping[str, float]], best: Mapping[str, Sequence[str]]) -> Any:
     """A line for each method, a dot on it for each task."""
     alt = _alt()
-    arms = list(next(iter(gains.values())))
+    arms = list(dict.fromkeys(arm for row in gains.values() for arm in row))
     left, right, step, top, bottom = 8, 20, 46, 12, 30
     span = _range([100 * gain for row in gains.values() for gain in row.values()] + [0.0], False, 0.05)
     x = alt.X("x:Q", scale=alt.Scale(domain=span, nice=False, zero=False), axis=alt.Axis(**_ticks(span, False, 4)))
@@ -469,7 +469,7 @@ def _gain_dots(width: int, gains: Mapping[str, Mapping[str, float]], best: Mappi
             {"x": 100 * by_arm[arm], "row": place + 0.68}
             for row, by_arm in gains.items()
             for place, arm in enumerate(arms)
-            if (arm in best[row]) is is_best
+            if arm in by_arm and (arm in best[row]) is is_best
         ]
         layers.append(alt.Chart(alt.Data(values=dots)).mark_circle(color=colour, size=52, opacity=0.6).encode(x=x, y=y))
     for place, arm in enumerate(arms):

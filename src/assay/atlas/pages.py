@@ -452,7 +452,10 @@ def price_figure(found: Sequence[Priced]) -> Figure:
 def comparison_figure(table: Table) -> Figure:
     """Gains over the control, task by task."""
     arms = [arm for arm in table.arms if arm != table.control]
-    gains = {row: {arm: table.mean(row, arm) - table.mean(row, table.control) for arm in arms} for row in table.values}
+    gains = {
+        row: {arm: table.mean(row, arm) - table.mean(row, table.control) for arm in arms if arm in there}
+        for row, there in table.values.items()
+    }
     return figures.comparison(gains, {row: table.best(row) for row in table.values}, table.control)
 
 

@@ -6,12 +6,13 @@ tenth, whose labels are as wrong as the others, serves early stopping alone. Wha
 
 Rows are a data set and a kind of noise: symmetric noise moves a share of the labels to any other class; asymmetric noise
 moves 40 % of the labels of some classes to the class they are most like (on AG News: to the next class); human noise moves
-40 % of all labels to the classes that people mistake the true one for (the votes of CIFAR-10H).
+40 % of all labels to the classes that people mistake the true one for (the votes of CIFAR-10H). MNIST is 4,000 digits and
+Fashion 4,000 clothes, both with a perceptron for 40 epochs; CIFAR-10 is 2,000 photos of half their size with a ResNet-8 for 20;
+AG News is 6,000 news with a TextCNN for 8.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -20,19 +21,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from assay.data import Dataset, Split
+from assay.data import Dataset
 from assay.lab import Lab
 from assay.lab.comparing import Comparison
 from assay.nn import mlp
 from assay.nn.text import encode
 from assay.paper import Score
-from assay.papers.architectures.resnet import cifar_resnet
+from assay.papers.architectures.resnet import cifar_resnet, half_size
 from assay.papers.labels.elr import elr
 from assay.papers.labels.massive_label_noise import massive_label_noise
 from assay.papers.labels.ncr import ncr
 from assay.papers.text.text_cnn import TextCNN
 from assay.recipe import Recipe
 from assay.train.hooks import BestEpoch
+from assay.train.mixing import Mixing
 from assay.train.schedules import cosine
 
 # ------------------------------------------------------------------------------------------------------------ tasks
@@ -94,18 +96,6 @@ def mistaken(votes: Dataset) -> Tensor:
     return matrix / matrix.sum(dim=1, keepdim=True)
 
 
-def _halved(data: Dataset) -> Dataset:
-    """Images of half the height and width: a training costs a quarter."""
-
-    def half(split: Split) -> Split:
-        assert isinstance(split.inputs, Tensor)
-        return Split(F.avg_pool2d(split.inputs, 2), split.labels) if len(split) else split
-
-    return dataclasses.replace(
-        data, train=half(data.train), valid=half(data.valid), test=half(data.test), history=(*data.history, "halved")
-    )
-
-
 def plain(lab: Lab, task: Task) -> Recipe:
     """Training with cross-entropy on the task's wrong labels."""
     smoke = lab.scale == "smoke"
@@ -117,11 +107,11 @@ def plain(lab: Lab, task: Task) -> Recipe:
     if task.data == "ag-news":
         data = encode(data, length=48, size=5000)
         model = partial(TextCNN, len(data.features), data.num_classes, dim=64, maps=32)
-        optimizer, epochs = partial(torch.optim.AdamW, lr=2e-3), 12
+        optimizer, epochs = partial(torch.optim.AdamW, lr=2e-3), 8
     elif task.data == "cifar10-20k":
-        data = _halved(data.normalise())
-        model = partial(cifar_resnet, 8)
-        optimizer, epochs = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4), 25
+        data = data.normalise()
+        model = partial(half_size, partial(cifar_resnet, 8))
+        optimizer, epochs = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4), 20
     else:
         model = partial(mlp, 784, data.num_classes)
         optimizer, epochs = partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=1e-4), 40
@@ -146,6 +136,10 @@ def _stopped(recipe: Recipe) -> Recipe:
     return recipe.replace(hooks=(*recipe.hooks, BestEpoch()), watch=("valid",))
 
 
+def _mixed(recipe: Recipe) -> Recipe:
+    return recipe.replace(hooks=(*recipe.hooks, Mixing(mixup=1.0, cutmix=0.0)))
+
+
 def _both(recipe: Recipe) -> Recipe:
     return elr(ncr(recipe))
 
@@ -153,12 +147,18 @@ def _both(recipe: Recipe) -> Recipe:
 ARMS: Mapping[str, Callable[[Recipe], Recipe]] = {
     "cross-entropy": lambda recipe: recipe,
     "label smoothing": _smoothed,
+    "mixup": _mixed,
     "early stopping": _stopped,
     "larger batches": massive_label_noise,
     "ELR": elr,
     "NCR": ncr,
     "ELR + NCR": _both,
 }
+
+
+def fits(row: str, arm: str) -> bool:
+    """Whether the method can be had for the task: the ids of words cannot be mixed."""
+    return arm != "mixup" or TASKS[row].data != "ag-news"
 
 
 def measure(lab: Lab, row: str, arm: str) -> Score:
@@ -173,4 +173,5 @@ COMPARISON = Comparison(
     control="cross-entropy",
     unit="accuracy on clean test labels",
     measure=measure,
+    fits=fits,
 )

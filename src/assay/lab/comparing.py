@@ -45,6 +45,7 @@ class Comparison:
         control: the arm that is no method.
         unit: what the numbers are; higher is better.
         measure: ``(lab, row, arm) -> Score``, for the lab's seed.
+        fits: ``(row, arm)``: whether the method can be had for the task; the others have no number there.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Comparison:
     control: str
     unit: str
     measure: Callable[[Lab, str, str], Score]
+    fits: Callable[[str, str], bool] = lambda row, arm: True
 
 
 @dataclass
@@ -82,7 +84,7 @@ class Table:
     @property
     def arms(self) -> list[str]:
         """The methods, in order."""
-        return list(next(iter(self.values.values())))
+        return list(dict.fromkeys(arm for arms in self.values.values() for arm in arms))
 
     @property
     def seeds(self) -> int:
@@ -103,8 +105,8 @@ class Table:
         Told apart are arms whose paired difference over the same seeds has a 95 % interval (Student's t, Bonferroni's share
         for as many arms as there are) above zero.
         """
-        first = max(self.arms, key=lambda arm: self.mean(row, arm))
-        return [arm for arm in self.arms if arm == first or not self._worse(row, arm, first)]
+        first = max(self.values[row], key=lambda arm: self.mean(row, arm))
+        return [arm for arm in self.values[row] if arm == first or not self._worse(row, arm, first)]
 
     def _worse(self, row: str, arm: str, first: str) -> bool:
         from scipy import stats
@@ -116,21 +118,22 @@ class Table:
         reach = stats.t.ppf(1 - 0.025 / (len(self.arms) - 1), len(gaps) - 1) * statistics.stdev(gaps) / math.sqrt(len(gaps))
         return bool(statistics.fmean(gaps) > reach)
 
-    def wins(self, arm: str) -> int:
-        """In how many rows it is the best or cannot be told from it."""
-        return sum(arm in self.best(row) for row in self.values)
+    def rows(self, arm: str) -> list[str]:
+        """The tasks for which the method can be had."""
+        return [row for row, arms in self.values.items() if arm in arms]
 
-    def gain(self, arm: str) -> float:
-        """Mean over rows of the difference from the control."""
-        return statistics.fmean(self.mean(row, arm) - self.mean(row, self.control) for row in self.values)
+    def wins(self, arm: str) -> str:
+        """In how many of its rows it is the best or cannot be told from it."""
+        rows = self.rows(arm)
+        return f"{sum(arm in self.best(row) for row in rows)}/{len(rows)}"
 
-    def lowest_gain(self, arm: str) -> float:
-        """Smallest difference from the control in any row: what one risks."""
-        return min(self.mean(row, arm) - self.mean(row, self.control) for row in self.values)
+    def gains(self, arm: str) -> list[float]:
+        """Differences from the control, row by row."""
+        return [self.mean(row, arm) - self.mean(row, self.control) for row in self.rows(arm)]
 
     def times(self, arm: str) -> float:
         """Median over rows of the processor time in times the control's."""
-        return statistics.median(self.seconds[row][arm] / self.seconds[row][self.control] for row in self.values)
+        return statistics.median(self.seconds[row][arm] / self.seconds[row][self.control] for row in self.rows(arm))
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -211,15 +214,16 @@ def run(
     chosen = [row for row in comparison.rows if not rows or any(part.lower() in row.lower() for part in rows)]
     if not chosen:
         raise AssayError(f"No row of {name} has {' or '.join(rows)} in its name; there are: {'; '.join(comparison.rows)}.")
-    cells = [(row, arm, seed) for seed in range(seeds) for row in chosen for arm in comparison.arms]
-    values: dict[str, dict[str, dict[int, float]]] = {row: {arm: {} for arm in comparison.arms} for row in chosen}
-    taken: dict[str, dict[str, list[float]]] = {row: {arm: [] for arm in comparison.arms} for row in chosen}
+    arms = {row: [arm for arm in comparison.arms if comparison.fits(row, arm)] for row in chosen}
+    cells = [(row, arm, seed) for seed in range(seeds) for row in chosen for arm in arms[row]]
+    values: dict[str, dict[str, dict[int, float]]] = {row: {arm: {} for arm in arms[row]} for row in chosen}
+    taken: dict[str, dict[str, list[float]]] = {row: {arm: [] for arm in arms[row]} for row in chosen}
     for done, ((row, arm, seed), (value, took)) in enumerate(_measured(name, cells, scale, device, workers), start=1):
         values[row][arm][seed] = value
         taken[row][arm].append(took)
         tell(done, len(cells), f"{row}: {arm}, seed {seed}")
-    values = {row: {arm: dict(sorted(by_seed.items())) for arm, by_seed in arms.items()} for row, arms in values.items()}
-    seconds = {row: {arm: statistics.median(took) for arm, took in arms.items()} for row, arms in taken.items()}
+    values = {row: {arm: dict(sorted(seen.items())) for arm, seen in by_arm.items()} for row, by_arm in values.items()}
+    seconds = {row: {arm: statistics.median(took) for arm, took in by_arm.items()} for row, by_arm in taken.items()}
     facts = {
         "scale": scale,
         "device": device,
