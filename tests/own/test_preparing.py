@@ -14,6 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from assay.data import Dataset, Split, load
+from assay.data.aside import set_aside
 from assay.errors import AssayError
 from assay.nn.text import encode
 from assay.own.preparing import Columns, Line, Preparation, Tokens, fit, prepared
@@ -81,7 +82,8 @@ def test_what_was_done_to_a_data_set_is_done_to_new_examples() -> None:
     images = torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     parts = [Split(images[a:b], torch.arange(a, b) % 2) for a, b in ((0, 40), (40, 50), (50, 60))]
     data = Dataset("x", "classification", *parts, classes=("a", "b"))
-    after = data.flip_labels(0.2, seed=3).subset(train=30, seed=1).rescale(-1, 1.25).long_tail(2.0, seed=0).normalise()
+    after = data.flip_labels(0.2, seed=3).subset(train=30, seed=1).rescale(-1, 1.25).long_tail(2.0, seed=0)
+    after = set_aside(after, per_class=2, seed=5)[0].normalise()  # measured on what is left
     _, plain = prepared(data)
     found = through_json(plain.followed(data, after))
     assert torch.equal(found(data.test.inputs), after.test.inputs)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from assay.data import Dataset, Split
+from assay.data.aside import set_aside
 from assay.data.dataset import channel_scale
 from assay.errors import AssayError
 from assay.nn.text import encode, token_ids
@@ -255,6 +256,9 @@ class Preparation:
             if name == "encode":
                 found = found.then(Tokens(after.features, after.input_shape[0]))
                 data = encode(data, **arguments)
+                continue
+            if name == "set_aside":
+                data = set_aside(data, **arguments)[0]
                 continue
             if name not in ("normalise", "rescale", "flip_labels", "subset", "long_tail", "holdout"):
                 raise Unrepeatable(f"what {line.partition('(')[0]} does to the inputs cannot be done again to new examples")
