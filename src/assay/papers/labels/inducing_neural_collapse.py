@@ -33,11 +33,11 @@ from torch.nn import functional as F
 from assay.errors import AssayError
 from assay.nn import mlp
 from assay.nn.collapse import centred_cosines, class_means, last_layer, neural_collapse
-from assay.nn.losses import balanced_cross_entropy, inverse_frequencies
 from assay.paper import Curve, Higher, Lower, claim
 from assay.papers.architectures.resnet import cifar_resnet, half_size
 from assay.recipe import Recipe, per_example, probe, treatment, with_loss
 from assay.train.augment import flip_and_crop
+from assay.train.losses import balanced_cross_entropy, inverse_frequencies
 from assay.train.schedules import cosine
 from assay.view import Seen, View
 

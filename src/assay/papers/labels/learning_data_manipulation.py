@@ -48,11 +48,11 @@ from assay.data import Dataset, Split
 from assay.data.aside import set_aside
 from assay.errors import AssayError
 from assay.nn import mlp
-from assay.nn.losses import balanced_cross_entropy, inverse_frequencies
 from assay.paper import Curve, Higher, Lower, Reported, Score, claim
 from assay.papers.architectures.resnet import cifar_resnet, half_size
 from assay.recipe import Recipe, treatment
 from assay.train.hooks import Hook, InputHook, Run
+from assay.train.losses import balanced_cross_entropy, inverse_frequencies
 
 if TYPE_CHECKING:
     from assay.lab import Lab
