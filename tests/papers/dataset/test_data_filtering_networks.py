@@ -188,7 +188,7 @@ def noisy(table: Dataset) -> Dataset:
 def test_treatment_keeps_what_fits_and_sees_as_many(table: Dataset) -> None:
     data = noisy(table)
     plain = Recipe(data, model=partial(mlp, 8, 2, (32,)), epochs=30, batch_size=32, optimizer=partial(torch.optim.Adam, lr=3e-3))
-    method = data_filtering_networks(plain, fraction=0.5)
+    method = data_filtering_networks(plain, fraction=0.5, effort=1.0)
     assert method.replace(hooks=()) == plain
     ours, theirs = fit(method, 0), fit(plain, 0)
     kept = ours.memory["filter.kept"]
@@ -217,9 +217,9 @@ def test_batches_keep_their_size_and_hold_kept_examples_alone(table: Dataset) ->
 def test_treatment_composes_and_refuses(table: Dataset) -> None:
     data = noisy(table)
     plain = Recipe(data, model=partial(mlp, 8, 2, (16,)), epochs=2, batch_size=32)
-    one, other = elr(data_filtering_networks(plain, steps=20)), data_filtering_networks(elr(plain), steps=20)
+    one, other = elr(data_filtering_networks(plain)), data_filtering_networks(elr(plain))
     assert one == other
-    assert one.hooks == (Filter(0.8, 20),)
+    assert one.hooks == (Filter(),)
     assert fit(one, 0).accuracy() > 0.5
     treated(plain, [data_filtering_networks, elr])
     with pytest.raises(AssayError, match="hold out two a class"):
@@ -236,7 +236,7 @@ def test_treatment_takes_texts() -> None:
     parts = [whole.take(torch.arange(*ends)) for ends in ((0, 50), (50, 70), (70, 80))]
     data = encode(Dataset("films", "classification", *parts, classes=("bad", "good")), length=5)
     recipe = Recipe(data, model=partial(BiLSTM, len(data.features), 2, 8, 8), epochs=2, batch_size=16)
-    assert int(fit(data_filtering_networks(recipe, steps=20), 0).memory["filter.kept"].sum()) == 40
+    assert int(fit(data_filtering_networks(recipe), 0).memory["filter.kept"].sum()) == 40
 
 
 def test_claims_at_smoke_scale(home: object) -> None:

@@ -211,11 +211,11 @@ class Filter(InputHook):
 
     Args:
         fraction: of the training examples that is kept.
-        steps: of the filter's training, with 64 examples each.
+        effort: steps of the filter's training, with 64 examples each, for each step of the network's.
     """
 
     fraction: float = 0.8
-    steps: int = 300
+    effort: float = 0.5
 
     def on_start(self, run: Run) -> None:
         """Decide which examples are kept."""
@@ -230,7 +230,7 @@ class Filter(InputHook):
             found = DataFilter(tower).fit(
                 clean.inputs.to(run.device),
                 labels,
-                self.steps * min(64, len(labels)),
+                math.ceil(self.effort * run.steps_per_epoch * run.epochs) * min(64, len(labels)),
                 groups=labels,
                 batch_size=64,
                 generator=torch.Generator().manual_seed(run.generator.initial_seed()),
@@ -255,7 +255,7 @@ class Filter(InputHook):
 
 
 @treatment
-def data_filtering_networks(recipe: Recipe, fraction: float = 0.8, steps: int = 300) -> Recipe:
+def data_filtering_networks(recipe: Recipe, fraction: float = 0.8, effort: float = 0.5) -> Recipe:
     """Train on the share of the training examples whose input and label fit best, says a filter trained on ``valid``.
 
     The validation split must be cleaner than the training split, or the filter learns to keep what is wrong; and what is
@@ -264,7 +264,7 @@ def data_filtering_networks(recipe: Recipe, fraction: float = 0.8, steps: int = 
     Args:
         recipe: for classes, with a validation split.
         fraction: of the training examples that is kept; the others' places in a batch go to kept ones.
-        steps: of the filter's training, with 64 examples each.
+        effort: steps of the filter's training, with 64 examples each, for each step of the network's.
 
     Raises:
         AssayError: there are no classes, no validation split, or no such fraction.
@@ -276,9 +276,10 @@ def data_filtering_networks(recipe: Recipe, fraction: float = 0.8, steps: int = 
             f"A filter learns from validation examples, and {recipe.data.name!r} has {len(recipe.data.valid)}: hold out two a "
             "class at least, with labels that can be trusted."
         )
-    if not 0 < fraction <= 1 or steps < 1:
-        raise AssayError(f"fraction is {fraction} and steps is {steps}: give a fraction in (0, 1] and 1 step or more.")
-    return recipe.replace(hooks=(*recipe.hooks, Filter(fraction, steps)))
+    if not 0 < fraction <= 1 or effort <= 0:
+        raise AssayError(f"fraction is {fraction} and effort is {effort}: give a fraction in (0, 1] and an effort above 0.")
+    # First of all: what other methods mix is then made of kept examples.
+    return recipe.replace(hooks=(Filter(fraction, effort), *recipe.hooks))
 
 
 # ------------------------------------------------------------------------------------------------- claims
