@@ -166,6 +166,20 @@ def test_gradients_are_cut_example_by_example(make: partial[nn.Module], cheap: b
             torch.testing.assert_close(many[name][number], value, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("make", [partial(mlp, 6, 3, (5, 4)), pictures])
+def test_clipped_gradient_is_that_of_opacus(make: partial[nn.Module]) -> None:
+    opacus = pytest.importorskip("opacus.grad_sample")
+    torch.manual_seed(0)
+    model, inputs, labels = make(), torch.randn(9, 6), torch.randint(3, (9,))
+    found = ClippedGradient(model, inputs[:1], 0.3)(dict(model.named_parameters()), inputs, labels)
+    wrapped = opacus.GradSampleModule(model, loss_reduction="sum")
+    F.cross_entropy(wrapped(inputs), labels, reduction="sum").backward()
+    norms = torch.stack([value.grad_sample.flatten(1).norm(dim=1) for value in model.parameters()]).norm(dim=0)
+    for name, value in model.named_parameters():
+        mean = torch.einsum("b,b...->...", (0.3 / norms).clamp(max=1), value.grad_sample) / 9
+        torch.testing.assert_close(found[name], mean, rtol=1e-4, atol=1e-6)
+
+
 def test_many_examples_are_taken_in_parts() -> None:
     torch.manual_seed(0)
     model, inputs, labels = lenet(1, 3, 8), torch.randn(50, 1, 8, 8), torch.randint(3, (50,))
