@@ -6,9 +6,9 @@ parameter: take the step that the optimizer would make, look at the dev loss the
 
 With delta_i the step that the optimizer would make for example i alone, in each batch
 
-    theta'(w) = theta + sum_i w_i delta_i                    one step ahead                        (eq. 3)
+    theta'(w) = theta + sum_i w_i delta_i                                     one step ahead
     G_i       = d L_dev(theta'(w)) / d w_i = <grad L_dev(theta'), delta_i>
-    w_i      <- max(w_i / decay - G_i, 1e-5)                                                       (eq. 4)
+    w_i      <- max(w_i / decay - G_i, 1e-5)
 
 and the real step is made on sum_i w_i l_i, the weights of the batch divided by their sum. Weights are remembered from epoch to
 epoch; starting each batch from w = 0 and forgetting gives the method of Ren et al. (2018).
@@ -26,7 +26,8 @@ moment; it is held at its present value here, where the authors' code lets each 
 All looks ahead are in evaluation mode: no dropout, batch normalisation by running statistics, so that the loss of an example
 depends on nothing but itself. The paper's other half, a learned augmentation of texts by BERT, is not here.
 
-Source: Hu, Tan, Salakhutdinov, Mitchell and Xing, "Learning Data Manipulation for Augmentation and Weighting", NeurIPS 2019.
+Source: Hu, Tan, Salakhutdinov, Mitchell and Xing, "Learning Data Manipulation for Augmentation and Weighting", NeurIPS 2019, and
+its published code, which has the update.
 """
 
 from __future__ import annotations
@@ -337,11 +338,11 @@ class WeighExamples(InputHook):
         weighting = LearnedWeighting(1, self.w_init, self.w_decay, self.norm, self.temperature, self.remember, self.loss)
         weighting.weights = run.memory["example weights"]
         dev = self.inputs.to(run.device), self.labels.to(run.device)
-        run.memory["shares"] = weighting(run.model, run.optimizer, run.inputs, run.labels, run.index, *dev)
+        run.memory["example weights, batch"] = weighting(run.model, run.optimizer, run.inputs, run.labels, run.index, *dev)
 
     def before_loss(self, run: Run) -> None:
         """Let the logits pass gradients on by the weights."""
-        times = (run.memory["shares"] * len(run.logits)).to(run.logits.dtype).unsqueeze(1)
+        times = (run.memory["example weights, batch"] * len(run.logits)).to(run.logits.dtype).unsqueeze(1)
         held = run.logits.detach()
         run.logits = held + times * (run.logits - held)  # the same numbers, with scaled gradients
 
