@@ -8,6 +8,7 @@ import torch
 
 from assay.data import Dataset
 from assay.nn import lenet
+from assay.papers.architectures.resnet import cifar_resnet, half_size
 from assay.recipe import Recipe
 from assay.train.schedules import cosine
 
@@ -29,4 +30,23 @@ def lenet_on(data: Dataset, epochs: int = 8) -> Recipe:
         schedule=cosine,
         epochs=epochs,
         batch_size=64,
+    )
+
+
+def small_photos(data: Dataset, epochs: int = 30) -> Recipe:
+    """A ResNet-8 on photos of half their size: SGD, rate 0.1 falling along a cosine, momentum 0.9, weight decay 5e-4.
+
+    On 2,000 photos of CIFAR-10 a training of 30 epochs takes some 15 seconds of one core, and learns them by heart.
+
+    Args:
+        data: photos (N, C, S, S) of ten classes or so.
+        epochs: passes over the training split.
+    """
+    net = partial(cifar_resnet, 8, num_classes=data.num_classes, in_channels=data.input_shape[0])
+    return Recipe(
+        data,
+        model=partial(half_size, net),
+        optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4),
+        schedule=cosine,
+        epochs=epochs,
     )

@@ -31,6 +31,7 @@ from assay.nn import mlp
 from assay.paper import Below, Curve, Higher, claim
 from assay.papers.labels.elr import elr
 from assay.recipe import Recipe, per_example, treatment, with_loss
+from assay.recipes import small_photos
 from assay.train.schedules import cosine
 
 if TYPE_CHECKING:
@@ -248,3 +249,18 @@ def harmless_on_clean_labels(lab: Lab) -> Measured:
         arms[f"cross-entropy, {name}"] = _curve(lab.train(plain))
         arms[f"NCR, {name}"] = _curve(lab.train(ncr(plain, weight=0.9)))
     return arms
+
+
+@claim(
+    "On photos, too: with 40% of the training labels wrong, a residual network trained to the end with neighbour consistency has "
+    "a higher test accuracy than with cross-entropy.",
+    expect=Higher("NCR", than="cross-entropy"),
+    scaled_down="2,000 photos of CIFAR-10 at 16x16 and a ResNet-8 for 30 epochs instead of 50,000, a ResNet-18 and 250; a = 0.9.",
+    unit="test accuracy after the last epoch",
+    needs=("cifar10-20k",),
+)
+def resists_wrong_labels_on_photos(lab: Lab) -> Measured:
+    train, test, epochs = lab.pick(smoke=(100, 100, 2), laptop=(2_000, 1_000, 30), full=(20_000, 4_000, 150))
+    data = lab.data("cifar10-20k").normalise().subset(train=train, test=test)
+    plain = small_photos(data.flip_labels(0.4, seed=lab.seed), epochs)
+    return {"cross-entropy": _curve(lab.train(plain)), "NCR": _curve(lab.train(ncr(plain, weight=0.9)))}
