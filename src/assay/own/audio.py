@@ -103,6 +103,7 @@ def read_audio(folder: Path) -> Material:
         form=sound.as_form(),
         history=sound.history,
         task="classification",
+        files=files.places,
     )
 
 

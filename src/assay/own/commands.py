@@ -196,6 +196,51 @@ def suspects(
         print_suspects(found, out)
 
 
+def relabel(
+    on: Annotated[str, typer.Option(help=ON_HELP)],
+    target: Target = None,
+    text: Text = None,
+    group: Group = None,
+    time: Time = None,
+    series: Series = None,
+    answers: Annotated[
+        list[Path] | None, typer.Option(help="Answers that came back, CSV or JSON; repeatable. Without it a queue is made.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of queue, answers and labels; else NAME-relabel here.")] = None,
+    most: Annotated[int | None, typer.Option(help="Examples to ask about; else as far down as it is best to look.")] = None,
+    method: Annotated[str, typer.Option(help="Who doubts, as for `assay suspects`.")] = "out-of-fold",
+    seed: Annotated[int, typer.Option(help="Of folds and trainings.")] = 0,
+    device: Annotated[str, typer.Option(help="Where networks are trained: cpu, cuda, mps.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Mend labels: a page of those that a model contradicts, for people to answer, and the labels that the answers come to.
+
+    `assay relabel --on photos/` writes photos-relabel/review.html (works without a server, driven by keys) and queue.csv.
+    `assay relabel --on photos/ --answers anna.json --answers ben.csv` keeps the answers and writes labels.csv, and of a table a
+    corrected copy; your data stay as they are. Asked again without answers, it goes on from the mended labels.
+    """
+    from assay.own.named import Named
+    from assay.own.printing import print_mended, print_queue
+    from assay.own.relabelling import make_queue, take_answers
+
+    named = Named(target, text, group, time, series)
+    if answers:
+        mended = take_answers(on, answers, named, out)
+        if as_json:
+            print(json.dumps(mended.as_dict(), indent=2, ensure_ascii=False))
+        else:
+            print_mended(mended)
+        if any(taken.problems for taken in mended.taken.values()):
+            raise typer.Exit(1)
+        return
+    with _stoppable(), _progress(as_json) as (_, report):
+        queue = make_queue(on, named, out, method, most, seed, device, report)
+    if as_json:
+        print(json.dumps(queue.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        print_queue(queue)
+
+
 def _keep(trial: Trial, out: Path | None, on: str, command: str) -> tuple[tuple[str, int] | None, list[str]]:
     """Save the best network and the report; what could not be done becomes a note. Returns which, and the paths."""
     from assay.own.report import write_report

@@ -48,6 +48,12 @@ class Files:
         path = self.paths[place]
         return f"row {self.target.index[place]}" if isinstance(path, bytes) else short(path, self.root)
 
+    @property
+    def places(self) -> tuple[Path, ...] | None:
+        """Where each lies; ``None`` where only the content is known."""
+        there = tuple(path for path in self.paths if isinstance(path, Path))
+        return there if len(there) == len(self) else None
+
     def take(self, kept: NDArray[np.int64]) -> Files:
         """Those at ``kept``."""
         return replace(

@@ -44,6 +44,7 @@ def read_images(folder: Path) -> Material:
         parts=files.parts,
         notes=files.notes,
         task="classification",
+        files=files.places,
     )
 
 

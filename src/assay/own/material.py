@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,7 @@ class Material:
             :func:`assay.own.preparing.form_of`.
         history: what was done to the inputs while they were read, as lines of a data set's history.
         task: ``"classification"`` or ``"regression"`` where the source says so; else the target tells.
+        files: where each example lies, where each is a file of its own.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Material:
     form: dict[str, Any] = field(default_factory=dict)
     history: tuple[str, ...] = ()
     task: str | None = None
+    files: tuple[Path, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.group is not None and self.time is not None:
@@ -214,6 +217,7 @@ def _take(material: Material, kept: Positions) -> Material:
         parts=None if material.parts is None else material.parts[kept],
         group=None if material.group is None else material.group[kept],
         time=None if material.time is None else material.time[kept],
+        files=None if material.files is None else tuple(material.files[place] for place in kept),
     )
 
 

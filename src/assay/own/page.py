@@ -178,6 +178,17 @@ def _strip(series: Tensor, attributions: Tensor) -> NDArray[np.uint8]:
     return np.asarray(picture.round(), dtype=np.uint8)
 
 
+def line(values: NDArray[np.float64], height: int = 84, width: int = 168) -> NDArray[np.uint8]:
+    """A series as a line: (H, W, 3)."""
+    found = np.interp(np.linspace(0, len(values) - 1, width), np.arange(len(values)), values)
+    rows = ((found.max() - found) / max(float(np.ptp(found)), 1e-12) * (height - 5)).round().astype(int) + 2
+    picture = np.full((height, width, 3), 255, dtype=np.uint8)
+    for column in range(width):
+        begin, end = sorted((rows[max(column - 1, 0)], rows[column]))
+        picture[begin - 1 : end + 2, column] = 20
+    return picture
+
+
 def as_png(picture: NDArray[np.uint8], wide: bool = False) -> str:
     """As a data address; small pictures are enlarged without blurring their pixels."""
     from PIL import Image

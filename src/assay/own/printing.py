@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from assay.own.predicting import Predicted
+    from assay.own.relabelling import Mended, Queue
     from assay.own.suspecting import Suspects
     from assay.own.trying import Trial
 
@@ -147,3 +148,61 @@ def print_suspects(found: Suspects, out: Path | None = None) -> None:
     if found.contradicted:
         what = "far off" if numbers else "contradicted"
         to.print(f"{found.contradicted} of {len(found.ids)} are {what}; {escape(where)}.", highlight=False, soft_wrap=True)
+
+
+def print_queue(queue: Queue) -> None:
+    """What people are to be asked, where, and how the answers come back."""
+    to = console()
+    found = queue.as_dict()
+    to.print(escape(found["data"]), highlight=False)
+    before = f"; {queue.settled} are settled already" if queue.settled else ""
+    before += f", {queue.open} open, since people differ" if queue.open else ""
+    if not queue.items:
+        to.print(f"There is nothing to ask: no label is to be doubted{before}.", highlight=False)
+        return
+    to.print(f"\n[bold]{len(queue.items)}[/] labels to look at{before}.", highlight=False)
+    share = found["expected_at_cut"]
+    if share is not None:
+        middle, low, high = (f"{100 * share[end]:.0f} %" for end in ("share", "low", "high"))
+        to.print(f"Of the {found['cut']} most suspicious {middle} ought to be wrong ({low} to {high}).", highlight=False)
+    for line in (f"page:  {found['page']}", f"table: {found['queue']} (write into the column answer)"):
+        to.print(escape(line), highlight=False, soft_wrap=True)
+    to.print("[dim]then the same command with --answers FILE, once for each file that came back[/]", highlight=False)
+    for note in found["notes"]:
+        to.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
+
+
+def print_mended(mended: Mended) -> None:
+    """What became of the answers, what people differ on, and where the labels are."""
+    to = console()
+    for name, taken in mended.taken.items():
+        told = f"{len(taken.new)} new answers" + (f", {taken.repeated} known before" if taken.repeated else "")
+        to.print(escape(f"{name}: {told}"), highlight=False, soft_wrap=True)
+        for problem in taken.problems:
+            to.print(f"  [red]{escape(problem)}[/]", highlight=False)
+    asked = mended.kept + len(mended.changed)
+    share = f" ({100 * len(mended.changed) / asked:.0f} % of those decided were wrong)" if asked else ""
+    to.print(f"\n[bold]{len(mended.changed)}[/] labels changed, {mended.kept} confirmed{share}.", highlight=False)
+    if mended.majority:
+        to.print(escape(f"People differ on {len(mended.majority)}, most decided: {_few(mended.majority)}."), highlight=False)
+    if mended.open:
+        some = [f"{name} ({', '.join(f'{who}: {said}' for who, said in by.items())})" for name, by in mended.open.items()]
+        to.print(
+            f"[yellow]People differ on {len(mended.open)}, as many on either side[/]; these labels stay as they are and are "
+            f"asked about again: {escape(_few(some))}.",
+            highlight=False,
+        )
+    if mended.lost:
+        to.print(
+            f"[yellow]{mended.lost} answers are about examples that have changed since, or are gone[/]; they are kept but not "
+            "applied.",
+            highlight=False,
+        )
+    for note in mended.notes:
+        to.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
+    for path in mended.written:
+        to.print(escape(f"wrote {path}"), highlight=False, soft_wrap=True)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

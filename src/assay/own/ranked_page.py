@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from numpy.typing import NDArray
 
 from assay.errors import AssayError
 from assay.files import write_atomically
 from assay.lab.export import write
-from assay.own.page import HERE, as_png, pixels, spectrogram
+from assay.own.page import HERE, as_png, line, pixels, spectrogram
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,18 +89,7 @@ def _picture(kind: str, example: Tensor) -> str:
         return as_png(pixels(example))
     if kind == "audio":
         return as_png(pixels(spectrogram(example)), wide=True)
-    return as_png(_line(example[0].double().numpy()), wide=True) if kind == "series" else ""
-
-
-def _line(values: NDArray[np.float64], height: int = 84, width: int = 168) -> NDArray[np.uint8]:
-    """A series as a line: (H, W, 3)."""
-    line = np.interp(np.linspace(0, len(values) - 1, width), np.arange(len(values)), values)
-    rows = ((line.max() - line) / max(float(np.ptp(line)), 1e-12) * (height - 5)).round().astype(int) + 2
-    picture = np.full((height, width, 3), 255, dtype=np.uint8)
-    for column in range(width):
-        begin, end = sorted((rows[max(column - 1, 0)], rows[column]))
-        picture[begin - 1 : end + 2, column] = 20
-    return picture
+    return as_png(line(example[0].double().numpy()), wide=True) if kind == "series" else ""
 
 
 def _number(value: float) -> str:

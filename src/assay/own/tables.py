@@ -174,7 +174,7 @@ def _from_files(path: Path, frame: pd.DataFrame, inputs: pd.DataFrame, named: Na
             files, bands, described, sound = audio.recordings(files)
             material = Material(path.name, described, bands, files.target, notes=files.notes)
             material = replace(material, form=sound.as_form(), history=sound.history)
-        material = replace(material, form={**material.form, "target": named.target})
+        material = replace(material, form={**material.form, "target": named.target}, files=files.places)
         return _with_splits(material, path, frame.loc[files.target.index], named)
     return None
 
@@ -312,6 +312,34 @@ def _share(names: pd.Series) -> NDArray[np.float64]:
     words = names.astype(str).str.strip().to_numpy(dtype=object)
     found: NDArray[np.float64] = pd.util.hash_array(words, categorize=True) / 2.0**64
     return found
+
+
+def written(path: Path) -> pd.DataFrame:
+    """Every cell of a CSV or TSV file as it is written, in words; an empty one is ``""``. Rows are numbered from 1.
+
+    Raises:
+        AssayError: the file cannot be read.
+    """
+    with _reading(path):
+        frame: pd.DataFrame = pd.read_csv(
+            path,
+            dtype=str,
+            na_filter=False,
+            skipinitialspace=True,
+            index_col=False,
+            encoding_errors="replace",
+            **_dialect(path, []),
+        )
+    return frame.set_axis(pd.RangeIndex(1, len(frame) + 1))
+
+
+def write_like(path: Path, frame: pd.DataFrame, to: Path) -> None:
+    """Write rows as CSV with the separator and the encoding of another file."""
+    dialect = _dialect(path, [])
+    with path.open("rb") as file:
+        marked = file.read(3) == codecs.BOM_UTF8
+    encoding = "utf-8" if dialect["encoding"] == "utf-8-sig" and not marked else dialect["encoding"]
+    frame.to_csv(to, index=False, sep=dialect["sep"], encoding=encoding)
 
 
 def frames(path: Path, notes: list[str], chunk: int, words: Sequence[str]) -> Iterator[pd.DataFrame]:

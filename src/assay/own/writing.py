@@ -17,24 +17,27 @@ def require_table(out: Path) -> None:
         raise AssayError(f"{out} is of no kind that is written: name a .csv or .parquet file.")
 
 
-def write_rows(out: Path, columns: Sequence[str], pieces: Iterator[Sequence[Sequence[Any]]]) -> None:
+def write_rows(out: Path, columns: Sequence[str], pieces: Iterator[Sequence[Sequence[Any]]], encoding: str = "utf-8") -> None:
     """Write rows that come in pieces.
 
     Args:
         out: a .csv or .parquet file.
         columns: their names.
         pieces: lists of rows.
+        encoding: of a .csv file; a spreadsheet knows ``"utf-8-sig"``.
 
     Raises:
         AssayError: another ending, or the file cannot be written.
     """
     require_table(out)
-    write = _csv if out.suffix.lower() == ".csv" else _parquet
-    write_atomically(out, lambda temporary: write(temporary, columns, pieces))
+    if out.suffix.lower() == ".csv":
+        write_atomically(out, lambda temporary: _csv(temporary, columns, pieces, encoding))
+    else:
+        write_atomically(out, lambda temporary: _parquet(temporary, columns, pieces))
 
 
-def _csv(path: Path, columns: Sequence[str], pieces: Iterator[Sequence[Sequence[Any]]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
+def _csv(path: Path, columns: Sequence[str], pieces: Iterator[Sequence[Sequence[Any]]], encoding: str) -> None:
+    with path.open("w", encoding=encoding, newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         for piece in pieces:
