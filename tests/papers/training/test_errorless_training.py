@@ -291,7 +291,7 @@ def test_the_recipe_takes_texts_and_refuses_numbers(table: Dataset) -> None:
     assert fit(errorless_training(Recipe(texts, model=net, epochs=5)), 0).memory["continuation.source"].shape == (200,)
     number = Split(table.test.inputs, table.test.labels.float())
     regression = dataclasses.replace(table, task="regression", classes=(), train=number, test=number, valid=number)
-    with pytest.raises(AssayError, match="give it classes"):
+    with pytest.raises(AssayError, match="one right class"):
         errorless_training(Recipe(regression, model=net))
     with pytest.raises(AssayError, match="begin < end"):
         errorless_training(Recipe(table, model=net), begin=0.9, end=0.5)
@@ -321,7 +321,7 @@ def test_the_probe_names_the_contradicted() -> None:
 
 def test_claims_at_smoke_scale(home: object) -> None:
     lab = Lab(scale="smoke")
-    assert set(fewer_errors_on_wrong_labels(lab)) == {"continuation", "training on", "errors weigh more"}
-    assert fewer_errors_in_a_small_network(lab)["continuation"].number >= 0
+    assert set(fewer_errors_on_wrong_labels(lab)) > {"continuation", "training on", "errors weigh more"}
+    assert 0 <= fewer_errors_in_a_small_network(lab)["continuation, lambda at its end"] <= 1
     assert no_run_beats_the_floor(lab)["highest accuracy, above the ceiling"] <= 1e-9
     assert "a tenth wrong, before" in zero_errors_cost_on_wrong_labels(lab)

@@ -17,7 +17,7 @@ right and no other, so that training accuracy has a ceiling which can be counted
     sum over groups of identical inputs of max_c count_c / N.
 
 Source: Deng and Heath, "Toward Errorless Training ImageNet-1k", 2025, with the method of Deng, "Error-free Training for
-Artificial Neural Network", 2023 (arXiv:2312.16060). How stages are trained is not told there and is a reconstruction here.
+Artificial Neural Network", 2023 (arXiv:2312.16060). How a stage is trained, and how the step is controlled, is reconstructed.
 """
 
 from __future__ import annotations
@@ -145,10 +145,10 @@ def stand_ins(
         if match == "random":
             source[wrong] = known[torch.randint(len(known), (len(wrong),), generator=generator)]
             continue
-        others = X[known.to(X.device)].flatten(1)
+        others = X[known.to(X.device)].flatten(1).float()
         power = 2.0 if X.is_floating_point() else 0.0  # the zeroth power counts the entries that differ
         for part in wrong.split(chunk):
-            apart = torch.cdist(X[part.to(X.device)].flatten(1).float(), others.float(), p=power)
+            apart = torch.cdist(X[part.to(X.device)].flatten(1).float(), others, p=power)
             source[part] = known[apart.argmin(dim=1).cpu()]
     return source
 
@@ -395,10 +395,11 @@ def errorless_training(recipe: Recipe, begin: float = 0.3, end: float = 0.9, mat
     """Lead the training to its hard examples by a path: see :class:`Continuation`. In as many epochs as without.
 
     Raises:
-        AssayError: for regression, which has no wrong answers, or where begin and end are out of order.
+        AssayError: examples have no single class that is right, or begin and end are out of order.
     """
-    if recipe.data.task != "classification":
-        raise AssayError("Errorless training turns wrong answers into right ones, and a regression has neither: give it classes.")
+    task = recipe.data.task
+    if task != "classification":
+        raise AssayError(f"Errorless training needs one right class for every example, and this is {task}: leave it out.")
     # First of the hooks: what mixes examples mixes those that the training is given.
     return recipe.replace(hooks=(Continuation(begin, end, match), *recipe.hooks))
 
@@ -435,7 +436,8 @@ def train_on(data: Dataset, hidden: int, way: str, rate: float, before: int, ste
     Every way ends before its time where no avoidable error is left.
 
     Returns:
-        (T,) for every pass over the data: ``steps``, ``lam``, ``errors`` on the real training data, ``accuracy`` on the test.
+        (T,) for every pass over the data: ``steps``, ``lam``, ``errors`` on the real training data, ``accuracy`` on the test; and
+        ``reached``, the lambda at which continuation ended.
     """
     X, y, test_X = data.train.inputs, data.train.labels, data.test.inputs
     assert isinstance(X, Tensor)
@@ -452,11 +454,12 @@ def train_on(data: Dataset, hidden: int, way: str, rate: float, before: int, ste
     adam = partial(torch.optim.Adam, fused=True)  # as the loop takes it: of so small a network a step is a tenth
     descend(model, X, y, adam(model.parameters(), lr=1e-3), before, _BATCH, generator=order)
     note(0, 0.0, int((predictions(model, X) != y).sum()))
-    taken = 0
+    taken, reached = 0, 0.0
     if way == "continuation":
         optimizer = adam(model.parameters(), lr=rate)
         told = partial(tunnel_train, watch=lambda point: note(point.steps, point.lam, point.errors))
-        taken = told(model, X, y, optimizer, max_steps=steps, batch_size=_BATCH, generator=order).steps
+        walk = told(model, X, y, optimizer, max_steps=steps, batch_size=_BATCH, generator=order)
+        taken, reached = walk.steps, walk.lam
     enough, emphasis = label_conflict_floor(X, y).errors, 10.0 if way == "errors weigh more" else 1.0
 
     def look(further: int, wrong: Tensor) -> None:
@@ -464,7 +467,8 @@ def train_on(data: Dataset, hidden: int, way: str, rate: float, before: int, ste
 
     descend(model, X, y, adam(model.parameters(), lr=rate), steps - taken, _BATCH, enough, emphasis, order, look)
     columns = torch.tensor(rows, dtype=torch.float64).T
-    return dict(zip(("steps", "lam", "errors", "accuracy"), columns, strict=True))
+    named = dict(zip(("steps", "lam", "errors", "accuracy"), columns, strict=True))
+    return {**named, "reached": torch.tensor(reached, dtype=torch.float64)}
 
 
 def _ways(
@@ -479,9 +483,9 @@ def _ways(
     return found
 
 
-def _curves(found: dict[str, list[dict[str, Tensor]]]) -> dict[str, Curve]:
+def _curves(found: dict[str, list[dict[str, Tensor]]]) -> dict[str, float | Curve]:
     """Errors on the real data against steps, at the best rate; its fewest enter the verdict, for every way alike."""
-    return {
+    arms: dict[str, float | Curve] = {
         way: Curve(
             runs[0]["errors"].tolist(),
             x=runs[0]["steps"].tolist(),
@@ -492,6 +496,8 @@ def _curves(found: dict[str, list[dict[str, Tensor]]]) -> dict[str, Curve]:
         )
         for way, runs in found.items()
     }
+    best = found["continuation"][0]
+    return {**arms, "before": float(best["errors"][0]), "continuation, lambda at its end": float(best["reached"])}
 
 
 def _digits(lab: Lab, wrong: float) -> Dataset:
