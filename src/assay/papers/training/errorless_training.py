@@ -531,8 +531,8 @@ def fewer_errors_on_wrong_labels(lab: Lab) -> Measured:
 
 
 @claim(
-    "In a network that is just large enough, continuation from a conventionally trained network leaves fewer training errors than "
-    "as many steps of training on, and than as many with a weight of ten on what is wrong.",
+    "In a network that is just large enough, continuation from a conventionally trained network leaves fewer training errors "
+    "than as many steps of training on, and than as many with a weight of ten on what is wrong.",
     expect=(Lower("continuation", than="training on"), Lower("continuation", than="errors weigh more")),
     reported=_REPORTED,
     scaled_down=f"Digits of 8x8 pixels and a perceptron 64-5-10 for 3,000 steps instead of ImageNet; {_TUNED}.",
