@@ -56,7 +56,7 @@ IMAGE, IDS = torch.rand(1, 3, 16, 16), torch.tensor([[3, 4, 5, 6, 7, 8, 0, 0]])
         (lambda: WideResNet(10, 1), IMAGE, ["stem", "groups.0.0", "groups.1.0"]),
         (lambda: cifar_resnet(20, width=4), IMAGE, ["stem.relu", "stages.0", "stages.1"]),
         (lambda: half_size(lambda: cifar_resnet(8, width=4)), IMAGE, ["1.stem.relu", "1.stages.0.0", "1.stages.1.0"]),
-        (lambda: resnet18(), torch.rand(1, 3, 64, 64), ["stem.1", *(f"stages.{i}.{j}" for i in range(3) for j in range(2)), "stages.3.0"]),
+        (resnet18, torch.rand(1, 3, 64, 64), ["stem.1", *(f"stages.{i}.{j}" for i in range(3) for j in range(2)), "stages.3.0"]),
         (lambda: FCN(2, 3), torch.rand(1, 2, 50), ["blocks.3", "blocks.6"]),
         (lambda: AudioCNN(40, 3), torch.rand(1, 40, 60), ["features.2", "features.5", "features.8"]),
         (lambda: BiLSTM(10, 2), IDS, ["embedding"]),  # an LSTM gives more than a tensor
