@@ -242,8 +242,4 @@ def test_claims_at_smoke_scale(home: object) -> None:
 
 
 def test_claim_on_photos_at_smoke_scale(home: object) -> None:
-    try:
-        Lab(scale="smoke").data("cifar10-20k")
-    except AssayError:
-        pytest.skip("the photos are not here")
     assert len(restores_equal_angles_on_photos(Lab(scale="smoke"))) == 6

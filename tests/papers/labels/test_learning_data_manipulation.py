@@ -320,8 +320,4 @@ def test_claims_at_smoke_scale(home: object) -> None:
 
 
 def test_claim_on_photos_at_smoke_scale(home: object) -> None:
-    try:
-        Lab(scale="smoke").data("cifar10-20k")
-    except AssayError:
-        pytest.skip("the photos are not here")
     assert len(helps_with_unequal_photos(Lab(scale="smoke"))) == 4

@@ -537,12 +537,13 @@ def _perceptron(data: Dataset, epochs: int) -> Recipe:
     needs=("cifar10-20k",),
 )
 def helps_with_unequal_photos(lab: Lab) -> Measured:
-    data = lab.data(lab.pick(smoke="cifar10-20k", laptop="cifar10-20k", full="cifar10"))
+    data = lab.data(lab.pick(smoke="digits", laptop="cifar10-20k", full="cifar10"))
     few = _pair(data, 0, 1, lab.pick(smoke=(5, 35), laptop=_COUNTS, full=_COUNTS), dev=10, seed=lab.seed)
-    net = partial(cifar_resnet, lab.pick(smoke=8, laptop=8, full=32), width=lab.pick(smoke=8, laptop=8, full=16), num_classes=2)
+    full = lab.scale == "full"
+    net = partial(cifar_resnet, 32 if full else 8, width=16 if full else 8, num_classes=2, in_channels=data.input_shape[0])
     plain = Recipe(
         few.train,
-        model=net if lab.scale == "full" else partial(half_size, net),
+        model=net if full else partial(half_size, net),
         optimizer=partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=0.01),
         epochs=lab.pick(smoke=1, laptop=8, full=15),
         batch_size=20,
