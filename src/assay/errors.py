@@ -7,3 +7,7 @@ the mend. The command line prints that sentence and exits with 2; a traceback is
 
 class AssayError(Exception):
     """One sentence for the person at the terminal: what is wrong, where, and how to mend it."""
+
+
+class Diverged(AssayError):
+    """A training whose loss is not finite any more: the mend is another setting, so who tries several takes it as lost."""

@@ -16,7 +16,7 @@ from assay.nn import ConvNet, mlp
 from assay.recipe import Recipe, per_example
 from assay.train.hooks import Hook, InputHook, Run
 from assay.train.loop import Loop, fit
-from assay.train.schedules import cosine, linear, steps_at, warmup_cosine
+from assay.train.schedules import cosine, linear, one_cycle, steps_at, warmup_cosine
 
 
 def net() -> nn.Module:
@@ -352,3 +352,50 @@ def test_a_hook_may_mix_the_batch_before_the_network_sees_it(table: Dataset) -> 
     mixed = fit(plain.replace(hooks=(Mixes(),)), seed=0)
     assert mixed.history["train_loss"] != fit(plain, seed=0).history["train_loss"]
     assert 0 <= mixed.history["train_accuracy"][0] <= 1  # of the examples' own labels
+
+
+@dataclass(frozen=True)
+class LeavesOut(InputHook):
+    """The second half of every batch, and of the second batch all but one, is left out."""
+
+    def before_forward(self, run: Run) -> None:
+        keep = slice(0, 1 if run.step % 2 else len(run.inputs) // 2)
+        run.inputs, run.labels, run.index = run.inputs[keep], run.labels[keep], run.index[keep]
+
+
+def test_a_hook_may_leave_examples_out_of_a_batch(table: Dataset) -> None:
+    """As if the batches had been smaller; the training accuracy is that of the examples that were seen, each in its place."""
+    plain = Recipe(table, model=partial(mlp, 8, 2, (16,)), epochs=1, batch_size=200, shuffle=False)
+    trained = fit(plain.replace(hooks=(LeavesOut(),)), seed=0)
+    torch.manual_seed(0)
+    model = mlp(8, 2, (16,))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    right = []
+    for rows in (slice(0, 100), slice(200, 201)):
+        inputs, labels = table.train.inputs[rows], table.train.labels[rows]
+        outputs = model(inputs)
+        right += (outputs.argmax(1) == labels).tolist()
+        optimizer.zero_grad()
+        F.cross_entropy(outputs, labels).backward()
+        optimizer.step()
+    torch.testing.assert_close(weights(trained.model), weights(model))
+    assert trained.history["train_accuracy"] == [pytest.approx(sum(right) / 101)]
+
+
+def test_one_cycle_goes_up_and_down_and_is_over_with_the_training() -> None:
+    for kind, of in ((partial(torch.optim.SGD, momentum=0.9), "momentum"), (torch.optim.Adam, "betas"), (torch.optim.SGD, None)):
+        optimizer = kind([nn.Parameter(torch.zeros(1))], lr=0.1)
+        scheduler = one_cycle(optimizer, 100, warmup=0.3)
+        rates, momenta = [], []
+        for _ in range(100):
+            group = optimizer.param_groups[0]
+            rates.append(group["lr"])
+            momenta.append(group[of][0] if of == "betas" else group[of] if of else 0.0)
+            optimizer.step()
+            scheduler.step()
+        assert rates[0] == pytest.approx(0.1 / 25)
+        assert max(rates) == pytest.approx(0.1, rel=1e-3)
+        assert rates.index(max(rates)) in (29, 30)
+        assert rates[-1] < 1e-4
+        if of:
+            assert (momenta[0], min(momenta), momenta[-1]) == (0.95, pytest.approx(0.85, abs=1e-3), pytest.approx(0.95, abs=1e-3))

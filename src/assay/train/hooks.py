@@ -76,7 +76,8 @@ class InputHook(Hook):
         """The batch is there, augmented; the network has not seen it yet.
 
         ``run.inputs`` and ``run.labels`` may be replaced, labels also by (B, C) float shares of the classes. A hook that takes
-        other examples, as many as there were, says in ``run.index`` which. Random numbers come from ``run.generator``.
+        other examples, as many as there were or fewer (one at least), says in ``run.index`` which. Random numbers come from
+        ``run.generator``.
         """
 
 

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from assay.clock import seconds
 from assay.data import Split
-from assay.errors import AssayError
+from assay.errors import AssayError, Diverged
 from assay.files import load_checkpoint, save_checkpoint
 from assay.paper import Cost, Score
 from assay.recipe import PerExample, Recipe
@@ -317,9 +317,7 @@ class Loop:
             (run.loss if share == 1 else run.loss * share).backward()
             losses.append(run.loss.detach() if share == 1 else run.loss.detach() * share)
             if self.classifies:
-                if run.index is not part:  # a hook took other examples: they are what was predicted
-                    self.order[at : at + len(part)] = run.index
-                torch.argmax(run.logits.detach(), dim=1, out=self.predicted[at : at + len(part)])
+                self._note_predicted(part, at)
                 at += len(part)
         self.losses.append(losses[0] if len(losses) == 1 else torch.stack(losses).sum())
         if recipe.clip_norm is not None:
@@ -340,6 +338,14 @@ class Loop:
         elif self.at % 50 == 0:
             self._finite()
 
+    def _note_predicted(self, part: Tensor, at: int) -> None:
+        """Keep what was predicted for the rows ``part``, which begin at ``at`` of the epoch."""
+        run, places = self.run, self.predicted[at : at + len(part)]
+        if run.index is not part:  # a hook took other examples, perhaps fewer: they are what was predicted
+            self.order[at : at + len(run.index)] = run.index
+            places[len(run.index) :] = -1
+        torch.argmax(run.logits.detach(), dim=1, out=places[: len(run.index)])
+
     def _more(self, name: str) -> Any:
         """What the loss asked for by this name."""
         half = self.recipe.precision != "float32"
@@ -354,7 +360,7 @@ class Loop:
         if len(bad):
             at = int(bad[0])
             rate = self.optimizer.param_groups[0]["lr"]
-            raise AssayError(
+            raise Diverged(
                 f"The loss is not finite ({self.losses[at].item()}) at epoch {self.run.epoch + 1}, step {at + 1} "
                 f"of {self.run.steps_per_epoch} (learning rate {rate:.3g}): lower the learning rate, or look at the data for "
                 "outliers."
@@ -368,7 +374,8 @@ class Loop:
         row = {"train_loss": torch.stack(self.losses).double().mean().item()}
         self.losses.clear()
         if self.classifies:
-            row["train_accuracy"] = (self.predicted == self.labels[self.order]).double().mean().item()
+            right = self.predicted == self.labels[self.order]
+            row["train_accuracy"] = right[self.predicted >= 0].double().mean().item()
         for name, (split, inputs) in self.watched.items():
             outputs = _outputs(self.model, split, self.device, inputs, self.forward)
             labels = split.labels.to(self.device)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR, SequentialLR
 
 
 def cosine(optimizer: Optimizer, steps: int, final: float = 0.0) -> LRScheduler:
@@ -36,3 +36,14 @@ def steps_at(optimizer: Optimizer, steps: int, at: Sequence[float], gamma: float
 def inverse_sqrt(optimizer: Optimizer, steps: int) -> LRScheduler:
     """The full rate divided by the square root of the step, counted from 1: what convergence proofs of online learning use."""
     return LambdaLR(optimizer, lambda step: (1 + step) ** -0.5)
+
+
+def one_cycle(optimizer: Optimizer, steps: int, warmup: float = 0.3) -> LRScheduler:
+    """Up from a 25th of the rate over the fraction ``warmup`` of the training, then down to almost 0, both along half cosines.
+
+    Momentum (or beta1), where the optimizer has one, goes from 0.95 down to 0.85 and back.
+    """
+    rates = [group["lr"] for group in optimizer.param_groups]
+    moves = any("betas" in group or group.get("momentum") for group in optimizer.param_groups)
+    # One step more than there are: the scheduler is stepped after the last one too.
+    return OneCycleLR(optimizer, rates, total_steps=steps + 1, pct_start=warmup, cycle_momentum=moves)
