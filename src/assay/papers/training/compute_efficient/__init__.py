@@ -1,0 +1,195 @@
+"""Compute-efficient deep learning: ways to train faster, and rules by which one sees which of them pays.
+
+A network is trained by a program of three components: the *function* (model and weights), the *data* (examples and what is made
+of them) and the *optimisation* (objective and algorithm). A speed-up changes what that program means, in one of five ways:
+
+    =========  ========================================  ===================================================
+    action     what it does                              here, a treatment each
+    =========  ========================================  ===================================================
+    remove     leave something out                       selective_backprop, data_pruning, layer_freezing
+    restrict   let something take fewer values           progressive_resizing
+    reorder    do it at another time                     budgeted, superconvergence
+    replace    take something else for it                (architectures have papers of their own)
+    retrofit   add something that pays for itself        averaged_weights, label_smoothing
+    =========  ========================================  ===================================================
+
+Most such papers cannot be compared with one another, and the survey says how they could: by *curves* of quality against price,
+from trainings of several lengths whose schedules all come to their end; in seconds and in operations, since an operation saved
+is not always a second saved; baseline and method tuned alike. :func:`benchmark` does that for any recipe and any treatments:
+
+    found = benchmark(recipe, {"resizing": progressive_resizing, "pruning": data_pruning}, epochs=(4, 8, 16))
+    print(found.table())
+
+Source: Bartoldson, Kailkhura and Blalock, "Compute-Efficient Deep Learning: Algorithmic Trends and Opportunities", JMLR 24,
+2023. Methods: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019; Paul, Ganguli and Dziugaite,
+"Deep Learning on a Data Diet", NeurIPS 2021; Brock et al., "FreezeOut", 2017; Li, Yumer and Ramanan, "Budgeted Training",
+ICLR 2020; Smith and Topin, "Super-Convergence", 2018.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from assay.nn.convnet import classifier, plain_layers
+from assay.paper import Above, Below, Cost, Curve, Higher, Score, claim
+from assay.papers.training.compute_efficient.benchmark import BASELINE, Benchmark, Point, benchmark, price_at, training_flops
+from assay.papers.training.compute_efficient.methods import (
+    averaged_weights,
+    budgeted,
+    chosen,
+    data_pruning,
+    label_smoothing,
+    layer_freezing,
+    progressive_resizing,
+    selective_backprop,
+    size_at,
+    superconvergence,
+)
+from assay.recipe import Recipe
+
+if TYPE_CHECKING:
+    from assay.lab import Lab
+    from assay.paper import Measured
+    from assay.train.loop import Trained
+
+__all__ = [
+    "Benchmark",
+    "Point",
+    "averaged_weights",
+    "benchmark",
+    "budgeted",
+    "chosen",
+    "data_pruning",
+    "label_smoothing",
+    "layer_freezing",
+    "price_at",
+    "progressive_resizing",
+    "selective_backprop",
+    "size_at",
+    "superconvergence",
+    "training_flops",
+]
+
+METHODS: dict[str, Callable[[Recipe], Recipe]] = {
+    "small images first": progressive_resizing,
+    "hard examples only": selective_backprop,
+    "easy examples pruned": data_pruning,
+    "layers frozen": layer_freezing,
+    "averaged weights": averaged_weights,
+    "one cycle": superconvergence,
+    "label smoothing": label_smoothing,
+}
+
+# -------------------------------------------------------------------------------------------------------- the claims
+
+_RATES = (0.03, 0.1, 0.3)
+
+
+def small_net(in_channels: int, num_classes: int, width: float = 1.0) -> nn.Sequential:
+    """Three 3x3 convolutions of 8, 16 and 32 planes with batch normalisation, for images of any size.
+
+    Shape: (B, in_channels, H, W) -> (B, num_classes).
+    """
+    return nn.Sequential(
+        plain_layers("8 M 16 M 32", in_channels, width, batch_norm=True), classifier(int(32 * width), num_classes)
+    )
+
+
+def _plain(lab: Lab) -> Recipe:
+    """The baseline: SGD with momentum, the rate falling to 0 at the end of whatever length. A third of the data is held out."""
+    if lab.scale == "smoke":
+        data = lab.data("mnist5k").subset(train=192, test=100)
+    else:
+        data = lab.data("fashion-mnist")
+        data = data.subset(train=6000, test=5000, seed=lab.seed) if lab.scale == "laptop" else data
+    return budgeted(
+        Recipe(
+            data.holdout(1 / 3, seed=lab.seed),
+            model=partial(small_net, 1, data.num_classes, 4.0 if lab.scale == "full" else 1.0),
+            optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4),
+            batch_size=64,
+            watch=("valid", "test"),
+        )
+    )
+
+
+def _lengths(lab: Lab) -> tuple[int, int, int]:
+    return lab.pick(smoke=(1, 2, 3), laptop=(2, 4, 8), full=(10, 20, 40))
+
+
+_DATA = (
+    "4,000 articles of Fashion-MNIST and a network of three convolutions (6,500 weights). Three rates for every arm, chosen on "
+    "2,000 held-out examples."
+)
+
+
+@claim(
+    "A quarter of the epochs with the schedule brought to its end reaches within 1 point of the full length, and more than 1 "
+    "point above the full-length training stopped at the same time, each with the best of three rates.",
+    expect=(
+        Higher("quarter, schedule finished", than="full length", by=-0.01),
+        Higher("quarter, schedule finished", than="quarter, stopped", by=0.01),
+    ),
+    scaled_down=f"{_DATA} 16 epochs and 4.",
+    unit="test accuracy",
+)
+def finish_the_schedule(lab: Lab) -> Measured:
+    plain = _plain(lab)
+    full, quarter = lab.pick(smoke=(4, 1), laptop=(16, 4), full=(80, 20))
+
+    def trained(epochs: int, rate: float) -> Trained:
+        return lab.train(plain.replace(epochs=epochs, optimizer=partial(plain.optimizer, lr=rate)))
+
+    def line(run: Trained, epochs: int) -> Curve:
+        """Test accuracy by epoch; that after ``epochs`` counts, at the price of so many."""
+        reached = run.history["test_accuracy"][:epochs]
+        price = Cost(run.seconds * epochs / run.recipe.epochs, run.parameters, run.flops)
+        return Curve(reached, cost=price, y_name="test accuracy")
+
+    def best(runs: list[Trained], epochs: int) -> Curve:
+        return line(max(runs, key=lambda run: run.history["valid_accuracy"][epochs - 1]), epochs)
+
+    long = [trained(full, rate) for rate in _RATES]
+    short = [trained(quarter, rate) for rate in _RATES]
+    return {
+        "full length": best(long, full),
+        "quarter, schedule finished": best(short, quarter),
+        "quarter, stopped": best(long, quarter),
+    }
+
+
+@claim(
+    "At least one of seven methods reaches the baseline's accuracy more than 1.2 times faster in seconds (the one that is "
+    "fastest on held-out data, measured on test data), and at least one that saves more than 20% of the operations saves less "
+    "than 5% of the seconds.",
+    expect=(Above("fastest method, speed-up", 1.2), Below("least of the seconds saved with 20% of the operations", 0.05)),
+    scaled_down=f"{_DATA} The accuracy to reach is the baseline's after 4 epochs; lengths of 2, 4 and 8 epochs, each with its "
+    "own schedule. A speed-up is read from straight lines between them; a method that does not get there counts with the ratio "
+    "of its longest training, which is above its true one.",
+    unit="speed-up factor at equal test accuracy, or share of the baseline's seconds that is saved at equal length",
+)
+def which_speedups_pay(lab: Lab) -> Measured:
+    found = benchmark(_plain(lab), METHODS, _lengths(lab), _RATES, (lab.seed,), lambda recipe, seed: lab.train(recipe, seed))
+    arms: dict[str, float | Curve] = {}
+    for method in found.methods:
+        points = found.of(method, lab.seed)
+        reached, price = [point.test for point in points], [point.seconds for point in points]
+        factor, _ = found.speedup(method, lab.seed)
+        cost = Cost(seconds=points[-1].seconds, flops=round(points[-1].flops))
+        arms[method] = Curve(reached, price, factor, cost, x_name="seconds", y_name="test accuracy")
+    others = [method for method in found.methods if method != BASELINE]
+    held_out = {method: found.speedup(method, lab.seed, on="valid") for method in others}
+    # One that never gets there is none to choose, however cheap it is.
+    fastest = max(others, key=lambda method: held_out[method][0] if held_out[method][1] != "<" else 0.0)
+    savers = [method for method in others if found.saved(method, lab.seed, "flops") > 0.2]
+    for method in others:
+        arms[f"{method}, seconds saved"] = found.saved(method, lab.seed)
+        arms[f"{method}, operations saved"] = found.saved(method, lab.seed, "flops")
+    arms["fastest method, speed-up"] = Score(found.speedup(fastest, lab.seed)[0])
+    arms["least of the seconds saved with 20% of the operations"] = min((found.saved(m, lab.seed) for m in savers), default=1.0)
+    return arms
