@@ -33,7 +33,7 @@ from assay.papers.training.errorless_training import (
 from assay.recipe import Recipe
 from assay.train.hooks import Run
 from assay.train.loop import fit
-from assay.view import View
+from assay.view import Collection
 
 
 def spirals(count: int = 120) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,7 +70,12 @@ def test_the_floor_equals_a_count_by_hand(kind: str) -> None:
     assert floor.errors == 200 - right
     assert int(floor.groups.max()) + 1 == len(labels)
     by_hand = [len(set(labels[tuple(row)])) > 1 for row in X.flatten(1).tolist()]
-    assert floor.contradicted.tolist() == by_hand
+    assert (floor.agreement < 1).tolist() == by_hand
+    shares = [
+        labels[tuple(row)].count(label) / len(labels[tuple(row)])
+        for row, label in zip(X.flatten(1).tolist(), y.tolist(), strict=True)
+    ]
+    assert floor.agreement.tolist() == pytest.approx(shares)
 
 
 def test_nearly_the_same_is_not_the_same_and_minus_zero_is_zero() -> None:
@@ -94,8 +99,8 @@ def test_a_network_at_the_floor_errs_in_contradictions_alone() -> None:
     assert arrived
     wrong = predictions(model, X) != y
     assert int(wrong.sum()) == floor.errors
-    assert floor.contradicted[wrong].all()
-    assert not floor.contradicted.all()
+    assert (floor.agreement[wrong] < 1).all()
+    assert (floor.agreement == 1).any()
 
 
 # ---------------------------------------------------------------------------------------------------- the path
@@ -309,15 +314,15 @@ class _Bag(nn.Module):
 
 
 def test_the_probe_names_the_contradicted() -> None:
-    inputs = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
-    labels = torch.tensor([0, 1])
-    view = View(nn.Linear(2, 2), inputs, labels, labels, torch.tensor([[1.0, 2.0]]), torch.tensor([1]), "table", ("a", "b"))
-    seen = label_conflicts(view)
-    assert seen.each["contradicted"].tolist() == [1, 0]
-    assert seen.each["copies"].tolist() == [2, 1]
-    assert seen.numbers == {"highest possible accuracy": pytest.approx(2 / 3), "unavoidable errors": 1}
-    with pytest.raises(AssayError, match="this probe is for"):
-        label_conflicts(dataclasses.replace(view, kind="text"))
+    inputs = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [3.0, 4.0], [1.0, 2.0], [1.0, 2.0]])
+    data = Collection(inputs, torch.tensor([0, 1, 1, 0, 0, 1]), partial(nn.Linear, 2, 2), "table", ("a", "b"))
+    seen = label_conflicts(data)
+    assert seen.each["agreement"].tolist() == pytest.approx([2 / 3, 1 / 2, 1, 1 / 2, 2 / 3, 1 / 3])
+    assert seen.each["copies"].tolist() == [3, 2, 1, 2, 3, 3]
+    assert seen.lists["contradicted, copies side by side"].tolist() == [0, 4, 5, 1, 3]
+    assert seen.numbers == {"highest possible accuracy": pytest.approx(4 / 6), "unavoidable errors": 2}
+    with pytest.raises(AssayError, match="for classes"):
+        label_conflicts(dataclasses.replace(data, classes=()))
 
 
 def test_claims_at_smoke_scale(home: object) -> None:

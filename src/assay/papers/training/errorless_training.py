@@ -41,12 +41,11 @@ from assay.nn import mlp
 from assay.paper import Below, Close, Cost, Curve, Lower, Reported, claim
 from assay.recipe import Recipe, probe, treatment
 from assay.train.hooks import InputHook, Run
-from assay.view import Seen
+from assay.view import Collection, Ranked
 
 if TYPE_CHECKING:
     from assay.lab import Lab
     from assay.paper import Measured
-    from assay.view import View
 
 Match = Literal["nearest", "random"]
 
@@ -60,13 +59,13 @@ class ConflictFloor(NamedTuple):
     Attributes:
         best_accuracy: the highest training accuracy that any function of the inputs can have.
         groups: (N,) int64; examples with the same number have the same input.
-        contradicted: (N,) bool, the examples whose input carries another label elsewhere.
+        agreement: (N,) float64, of the examples with this input the share with this label; below 1 they contradict each other.
         errors: the fewest errors of any function of the inputs.
     """
 
     best_accuracy: float
     groups: Tensor
-    contradicted: Tensor
+    agreement: Tensor
     errors: int
 
 
@@ -78,21 +77,23 @@ def label_conflict_floor(X: Tensor, y: Tensor) -> ConflictFloor:
         y: (N,) int64 labels.
     """
     groups = _same(X)
-    pairs, counts = torch.stack([groups, y.cpu()], dim=1).unique(dim=0, return_counts=True)  # each input with each of its labels
+    # Each input with each of its labels, and how often it has that one.
+    pairs, place, counts = torch.stack([groups, y.cpu()], dim=1).unique(dim=0, return_inverse=True, return_counts=True)
     most = torch.zeros(int(groups.max()) + 1, dtype=torch.int64).scatter_reduce(0, pairs[:, 0], counts, "amax")
     errors = len(y) - int(most.sum())
-    labels_of = torch.bincount(pairs[:, 0])
-    return ConflictFloor(1 - errors / len(y), groups, labels_of[groups] > 1, errors)
+    agreement = counts[place].double() / torch.bincount(groups)[groups]
+    return ConflictFloor(1 - errors / len(y), groups, agreement, errors)
 
 
 def _same(X: Tensor) -> Tensor:
-    """(N,) int64: a number for each input, the same where its bytes are."""
+    """(N,) int64: a number for each input in order of appearance, the same where its bytes are."""
     rows = X.detach().cpu().reshape(len(X), -1)
     if rows.is_floating_point():
         rows = rows + 0.0  # -0 becomes 0, which has other bytes
     table = rows.contiguous().view(torch.uint8).numpy()
-    _, groups = np.unique(table.view(np.dtype((np.void, table.shape[1]))).ravel(), return_inverse=True)
-    return torch.from_numpy(groups.astype(np.int64))
+    whole = table.view(np.dtype((np.void, table.shape[1]))).ravel()
+    _, first, groups = np.unique(whole, return_index=True, return_inverse=True)
+    return torch.from_numpy(first.argsort().argsort()[groups].astype(np.int64))
 
 
 # ---------------------------------------------------------------------------------------------------- the path
@@ -405,20 +406,17 @@ def errorless_training(recipe: Recipe, begin: float = 0.3, end: float = 0.9, mat
 
 
 @probe
-def label_conflicts(view: View) -> Seen:
+def label_conflicts(data: Collection) -> Ranked:
     """Identical inputs with different labels, and the highest accuracy that they leave to any network."""
-    view.only("images", "audio", "series", "table")
-    view.classifier()
-    X, y = view.inputs, view.answers()
-    if view.background_labels is not None and len(view.background):
-        X, y = torch.cat([X, view.background]), torch.cat([y, view.background_labels])
-    floor = label_conflict_floor(X, y)
+    floor = label_conflict_floor(data.inputs, data.answers())
     copies = torch.bincount(floor.groups)[floor.groups]
-    shown = slice(len(view.inputs))
-    return Seen(
+    contradicted = (floor.agreement < 1).nonzero().flatten()
+    side_by_side = contradicted[floor.groups[contradicted].argsort(stable=True)]
+    return Ranked(
+        each={"agreement": floor.agreement, "copies": copies.double()},
+        by="agreement",
+        lists={"contradicted, copies side by side": side_by_side} if len(contradicted) else {},
         numbers={"highest possible accuracy": floor.best_accuracy, "unavoidable errors": float(floor.errors)},
-        each={"contradicted": floor.contradicted[shown].double(), "copies": copies[shown].double()},
-        notes=(f"{len(y)} examples were compared, those shown and the background",),
     )
 
 
