@@ -66,10 +66,10 @@ def test_every_row_is_complete() -> None:
         assert row.what
         assert row.licence
         assert row.tier in ("embedded", "package", "public")
-        assert row.task in ("classification", "multilabel", "regression", "triples", "rating", "vectors")
+        assert row.task in ("classification", "multilabel", "regression", "triples", "rating", "vectors", "votes")
         assert (row.size > 0) == (row.tier != "embedded")
     assert {row.name for row in rows if row.tier == "embedded" and row.here} == set(EMBEDDED)
-    assert {row.name for row in rows if row.tier == "public"} == {*PUBLIC, *COMMENTS, "cifar10"}
+    assert {row.name for row in rows if row.tier == "public"} == {*PUBLIC, *COMMENTS, "cifar10", "cifar10h"}
 
 
 def test_every_file_is_pinned() -> None:
