@@ -1,6 +1,7 @@
 """Class weights by hand and against scikit-learn and torch, thresholds by brute force, and the claims at smoke scale."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from assay.errors import AssayError
 from assay.lab import Lab
 from assay.nn import mlp
 from assay.papers.labels.code_comment_imbalance import (
+    _judged,
+    _trials,
     class_weighted,
     class_weights,
     f1_per_label,
@@ -134,6 +137,18 @@ def test_thresholds_are_the_best_there_are() -> None:
     assert not (logits[:, None] == found).any()  # between values, never on one
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_thresholds_lie_between_neighbouring_numbers(dtype: torch.dtype) -> None:
+    """Halfway between two neighbours, rounded, is one of them: an example would be on the wrong side."""
+    ones = torch.ones(8, dtype=dtype)
+    logits = torch.stack([ones, torch.nextafter(ones, 2 * ones), 1 - torch.finfo(dtype).eps * ones], dim=1).flatten()[:, None]
+    logits = torch.cat([logits, torch.nextafter(logits, 9 * torch.ones_like(logits))], dim=1)
+    for cut in (logits.unique()[:-1]).tolist():
+        targets = (logits > cut).double()
+        said = logits > tune_thresholds(logits, targets)
+        assert torch.equal(said.double(), targets)
+
+
 def test_adam_does_not_see_weights_in_a_linear_model() -> None:
     """Every label has parameters of its own there, and Adam divides the length of a gradient out."""
     _, targets = batch(60)
@@ -158,9 +173,58 @@ def test_treatment_finds_more_of_the_rare_class(uneven: Dataset) -> None:
     plain = Recipe(uneven, model=partial(mlp, 8, 2, (16,)), epochs=5, batch_size=32)
     treated = class_weighted(plain, "inverse_frequency")
     assert treated.replace(loss=plain.loss) == plain
+    counts = torch.bincount(uneven.train.labels)
+    for scheme, beta in (("ranked", 0.999), ("effective_number", 0.9)):
+        weights = class_weighted(plain, scheme, beta).loss.keywords["weights"]
+        assert (torch.tensor(weights) * counts).sum() == pytest.approx(len(uneven.train))
+        raw = class_weights(counts, len(uneven.train), scheme, beta)
+        assert weights[1] / weights[0] == pytest.approx((raw[1] / raw[0]).item())
     rare = uneven.test.labels == 1
     found = [(fit(recipe, 0).logits().argmax(1) == 1)[rare].double().mean() for recipe in (plain, treated)]
     assert found[1] > found[0] + 0.1
+
+
+@pytest.fixture
+def several() -> Dataset:
+    """Three labels an example, carried by 20, 10 and 4 of 40."""
+    inputs = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    labels = (torch.arange(40)[:, None] < torch.tensor([20, 10, 4])).float()
+    split = Split(inputs, labels)
+    return Dataset("several", "multilabel", split, split, split, ("a", "b", "c"))
+
+
+def test_treatment_takes_examples_with_several_labels(several: Dataset) -> None:
+    plain = Recipe(several, model=partial(mlp, 6, 3, (8,)), loss=F.binary_cross_entropy_with_logits, epochs=1)
+    treated = class_weighted(plain, "inverse_frequency")
+    wanted = torch.tensor([1 / 20, 1 / 10, 1 / 4]).double() / torch.tensor([1 / 20, 1 / 10, 1 / 4]).sum() * 3
+    assert treated.loss.func is weighted_binary_cross_entropy
+    assert treated.loss.keywords["weights"] == pytest.approx(wanted.tolist())
+    assert fit(treated, 0).history["train_loss"] != fit(plain, 0).history["train_loss"]
+    with pytest.raises(AssayError, match="binary_cross_entropy"):
+        class_weighted(plain.replace(loss=F.cross_entropy))
+    with pytest.raises(AssayError, match="binary_cross_entropy"):
+        class_weighted(treated)  # weights on weights
+
+
+def test_every_arm_has_as_many_trials_and_positives_as_much_weight_as_negatives(several: Dataset) -> None:
+    plain = Recipe(several, model=partial(mlp, 6, 3, (8,)), loss=F.binary_cross_entropy_with_logits)
+    trials = {arm: _trials(plain, arm) for arm in ("unweighted", "weighted", "positives weighted")}
+    assert {len(recipes) for recipes in trials.values()} == {4}
+    assert len({recipe.loss for recipe in trials["unweighted"]}) == 1
+    zeros = torch.zeros(40, 3, requires_grad=True)
+    trials["positives weighted"][0].loss(zeros, several.train.labels).backward()
+    torch.testing.assert_close(zeros.grad.sum(dim=0), torch.zeros(3), atol=1e-6, rtol=0)
+
+
+def test_choices_see_the_validation_sentences_alone(several: Dataset) -> None:
+    """Logits that are right on one split and wrong on the other tell which of them was asked."""
+    labels = several.train.labels
+    right = SimpleNamespace(valid=2 * labels - 1, test=1 - 2 * labels)
+    trained = SimpleNamespace(recipe=SimpleNamespace(data=several), logits=lambda part: getattr(right, part), seconds=1.0)
+    for tuned in (False, True):
+        held_out, on_test, _ = _judged(trained, tuned)
+        assert held_out == 1
+        assert on_test.tolist() == [0, 0, 0]
 
 
 def test_treatment_composes_in_any_order(uneven: Dataset) -> None:
@@ -193,6 +257,9 @@ def test_claims_on_comments_at_smoke_scale(home: object) -> None:
         pytest.skip(f"no comments here: {error}")
     assert {"unweighted", "weighted", "positives weighted", "weighted, other labels"} <= set(arms)
     assert len(arms["weighted"].y) == 7
+    for arm in ("unweighted", "weighted", "positives weighted"):  # two of seven labels are the rarest third
+        assert arms[arm].number == pytest.approx(sum(arms[arm].y[:2]) / 2)
+        assert arms[f"{arm}, other labels"] == pytest.approx(sum(arms[arm].y[2:]) / 5)
     assert {"unweighted", "unweighted, tuned", "weighted, tuned"} <= set(thresholds_do_as_much(lab))
 
 

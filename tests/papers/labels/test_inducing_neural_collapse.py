@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ from assay.errors import AssayError
 from assay.lab import Lab
 from assay.nn import mlp
 from assay.own.baselines import baseline
+from assay.paper import Cost
+from assay.papers.labels import inducing_neural_collapse as paper
 from assay.papers.labels.elr import elr
 from assay.papers.labels.inducing_neural_collapse import (
+    NeuralCollapseLoss,
     NeuralCollapseRegularizer,
     adds_to_balanced_classes,
     collapse,
@@ -25,7 +29,7 @@ from assay.papers.labels.inducing_neural_collapse import (
     restores_equal_angles,
     restores_equal_angles_on_photos,
 )
-from assay.recipe import Recipe
+from assay.recipe import Recipe, per_example
 from assay.train.loop import fit
 from assay.view import View
 
@@ -102,6 +106,31 @@ def test_shares_of_classes_are_labels_too() -> None:
     torch.testing.assert_close(intra_class(features, mixed, results[0][2]), wanted)
 
 
+def test_centres_follow_shares_of_classes_down_the_slope_of_the_loss() -> None:
+    features, labels = batch()
+    shares = 0.3 * F.one_hot(labels, 5).double() + 0.7 * F.one_hot((labels + 2) % 5, 5).double()
+    regularizer = NeuralCollapseRegularizer(5, 6, intra=0.2, inter=0.0).double()
+    before = regularizer.centers.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(intra_class(features, shares, before), before)
+    regularizer(features, shares)
+    torch.testing.assert_close(regularizer.centers, (before - 0.5 * slope).detach())
+
+
+def test_loss_is_cross_entropy_and_the_two_terms_and_moves_the_features() -> None:
+    features, labels = batch()
+    features.requires_grad_()
+    logits = torch.randn(12, 5, dtype=torch.float64)
+    settings = {"intra": 0.3, "inter": 0.7, "center_lr": 0.2}
+    torch.manual_seed(0)
+    loss = NeuralCollapseLoss(5, 6, **settings).double()
+    torch.manual_seed(0)
+    regularizer = NeuralCollapseRegularizer(5, 6, **settings).double()
+    found, wanted = loss(logits, labels, features), F.cross_entropy(logits, labels) + regularizer(features, labels)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(*(torch.autograd.grad(total, features)[0] for total in (found, wanted)))
+    assert torch.equal(loss.regularizer.centers, regularizer.centers)
+
+
 @pytest.mark.parametrize("inter", [0.0, 0.1, 2.0])
 def test_centres_and_features_move_as_with_an_optimizer_of_their_own(inter: float) -> None:
     """The authors' loop: plain SGD on the centres at rate 1/2, their gradient divided by the first weight."""
@@ -163,6 +192,12 @@ def test_bad_settings_are_refused(wrong: dict[str, float]) -> None:
         NeuralCollapseRegularizer(5, 6, **wrong)
 
 
+@pytest.mark.parametrize("shape", [(4, 7), (4, 6, 1, 1)])
+def test_features_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"features must be \(B, 6\)"):
+        NeuralCollapseRegularizer(5, 6)(torch.zeros(shape), torch.zeros(4, dtype=torch.int64))
+
+
 def made(inputs: torch.Tensor | tuple[str, ...], classes: int) -> Dataset:
     labels = torch.arange(len(inputs)) % classes
     split = Split(inputs, labels)
@@ -179,8 +214,8 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_treatment_works_on_every_kind_of_data(kind: str) -> None:
     plain = baseline(KINDS[kind]).replace(epochs=1)
-    treated = inducing_neural_collapse(plain)
-    assert treated.replace(loss=plain.loss) == plain
+    treated = inducing_neural_collapse(plain, intra=0.03, inter=0.2, center_lr=0.4)
+    assert treated == plain.replace(loss=per_example(NeuralCollapseLoss, intra=0.03, inter=0.2, center_lr=0.4))
     first, second = fit(treated, 0), fit(treated, 0)
     assert first.history == second.history
     assert first.history["train_loss"] != fit(plain, 0).history["train_loss"]
@@ -203,13 +238,14 @@ def test_numbers_to_predict_are_refused(table: Dataset) -> None:
 
 
 def test_probe_finds_classes_that_lie_apart_and_an_example_that_does_not_belong() -> None:
+    """Far from the origin, as features behind a ReLU are: angles are seen from the centre of the classes."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(3, 3)).eval()
     with torch.no_grad():
         model[1].weight.copy_(torch.eye(3))
         model[1].bias.zero_()
-    corners = torch.eye(3)
+    corners = torch.eye(3) + 5
     labels = torch.arange(3).repeat(2)
-    shown = torch.tensor([[1.0, 0, 0], [0.2, 0.9, 0.0]])
+    shown = torch.tensor([[1.0, 0, 0], [0.2, 0.9, 0.0]]) + 5
     view = View(model, shown, torch.tensor([0, 0]), None, corners[labels], labels, "table", ("a", "b", "c"))
     seen = collapse(view)
     assert seen.numbers["smallest angle between classes, degrees"] == pytest.approx(120)
@@ -220,8 +256,33 @@ def test_probe_finds_classes_that_lie_apart_and_an_example_that_does_not_belong(
     assert "120.0" in seen.notes[0]
     with pytest.raises(AssayError, match="labels"):
         collapse(View(model, shown, torch.tensor([0, 0]), None, corners, None, "table", ("a", "b", "c")))
+    with pytest.raises(AssayError, match="several classes"):
+        collapse(View(model, shown, torch.tensor([0, 0]), None, corners[[1, 1]], labels[[1, 1]], "table", ("a", "b", "c")))
+    with pytest.raises(AssayError, match="linear"):
+        collapse(View(nn.Flatten(), shown, torch.tensor([0, 0]), None, corners[labels], labels, "table", ("a", "b", "c")))
     with pytest.raises(AssayError, match="text"):
         collapse(View(model, shown, torch.tensor([0, 0]), None, corners, labels, "text", ("a", "b", "c")))
+
+
+def test_gains_are_those_of_the_rarest_and_of_the_most_frequent_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four classes, the first the most frequent; each has two test examples."""
+    labels = torch.arange(4).repeat_interleave(2)
+    split = Split(torch.zeros(8, 1), labels)
+    train = Split(torch.zeros(10, 1), torch.tensor([0, 0, 0, 0, 1, 1, 1, 2, 2, 3]))
+    data = Dataset("made", "classification", train, split, split, tuple("abcd"))
+
+    def trained(right: list[int]) -> SimpleNamespace:
+        said = torch.where(torch.tensor(right) == 1, labels, (labels + 1) % 4)
+        return SimpleNamespace(recipe=SimpleNamespace(data=data), logits=lambda _: F.one_hot(said, 4).float(), cost=Cost())
+
+    plain, better = trained([1, 1, 1, 1, 1, 0, 0, 0]), trained([1, 0, 1, 1, 1, 1, 1, 1])
+    monkeypatch.setattr(paper, "_chosen", lambda _: {"cross-entropy": plain, "cross-entropy, regularised": better})
+    found = rare_classes_gain(Lab(scale="smoke"))
+    assert found["cross-entropy"].y == [1, 1, 0.5, 0]
+    assert found["cross-entropy"].x == [4, 3, 2, 1]
+    assert found["cross-entropy"].number == 0.625
+    assert found["gain of the rarest classes"] == pytest.approx((0 + 0.5 + 1) / 3)
+    assert found["gain of the most frequent classes"] == pytest.approx((-0.5 + 0 + 0.5) / 3)
 
 
 def test_claims_at_smoke_scale(home: object) -> None:

@@ -9,8 +9,9 @@ collapse outright. With a centre C_k for each class:
     L_NC2 = -1/K sum_k min_{j != k} angle(C_k - C, C_j - C)         C: mean of the centres
     L     = CE + intra * L_NC1 + inter * L_NC2
 
-L_NC1 draws features to their centre with a force that does not depend on how frequent their class is. L_NC2 moves the centres
-apart, and the features follow through L_NC1; it is lowest at the simplex, where all angles are arccos(-1 / (K - 1)).
+L_NC1 draws features to their centre, with the same force for every class that a batch holds, however many of its examples. L_NC2
+moves the centres apart, and the features follow through L_NC1; it is lowest at the simplex, where all angles are
+arccos(-1 / (K - 1)).
 
 Centres are not the network's: as in the authors' code they take plain steps of their own, at a rate of 1/2 on L / intra, without
 momentum, decay or schedule. Here they take them inside the loss, so that it works beside any optimizer. The mean of a batch
@@ -108,6 +109,8 @@ class NeuralCollapseRegularizer(nn.Module):
         self.register_buffer("centers", torch.randn(num_classes, feature_dim))
 
     def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        if features.dim() != 2 or features.shape[1] != self.centers.shape[1]:
+            raise ValueError(f"features must be (B, {self.centers.shape[1]}), not {tuple(features.shape)}")
         features = features.to(torch.promote_types(features.dtype, self.centers.dtype))
         centers = self.centers.to(features.dtype)
         loss = self.intra * intra_class(features, labels, centers) + self.inter * inter_class(centers)
@@ -170,8 +173,11 @@ def collapse(view: View) -> Seen:
         raise AssayError("class means need examples with labels, and the data have none of the network's classes")
     if not view.layered:
         view.layer()  # says what to do
-    known, shown = last_layer(view.model, view.background), last_layer(view.model, view.inputs)
-    found = neural_collapse(known.features, view.background_labels, known.weight, known.bias)
+    try:
+        known, shown = last_layer(view.model, view.background), last_layer(view.model, view.inputs)
+        found = neural_collapse(known.features, view.background_labels, known.weight, known.bias)
+    except ValueError as error:  # no last linear layer, or examples of one class only
+        raise AssayError(f"There is nothing to say about collapse: {error}.") from error
     present, place = view.background_labels.unique(return_inverse=True)
     means = class_means(known.features, place, len(present))
     centre = means.mean(dim=0)
@@ -281,7 +287,7 @@ _EXPECT_ANGLES = (
 
 
 @claim(
-    "On long-tailed digits (the first class 100 times as frequent as the last) the two terms restore equal angles: the smallest "
+    "On long-tailed images (the first class 100 times as frequent as the last) the two terms restore equal angles: the smallest "
     "angle between class means of test images is more than 5 degrees larger than with cross-entropy, and the cosines of all "
     "pairs spread less.",
     expect=_EXPECT_ANGLES,
@@ -359,7 +365,7 @@ _TUNED = " Every arm has four trials, chosen on a held-out tenth of the full dat
 
 
 @claim(
-    "On long-tailed digits the two terms make cross-entropy more accurate, counting every class alike, and the three rarest "
+    "On long-tailed images the two terms make cross-entropy more accurate, counting every class alike, and the three rarest "
     "classes gain more than the three most frequent ones.",
     expect=(
         Higher("cross-entropy, regularised", than="cross-entropy"),
