@@ -391,7 +391,7 @@ class _Bench:
         self.pairs = _pairs(lab)
         self.settings = {"seed": lab.seed, "words": self.pairs.words, "convolves": int(lab.scale == "full")}
         self.filter_seen = lab.pick(smoke=2_000, laptop=50_000, full=500_000)
-        self.final_seen = lab.pick(smoke=2_000, laptop=128_000, full=2_000_000)
+        self.final_seen = lab.pick(smoke=2_000, laptop=100_000, full=2_000_000)
 
     def trained(self, u: Tensor, v: Tensor, groups: Tensor, seen: int) -> tuple[float, Tensor, float]:
         """Test accuracy, scores of the pool, seconds."""
@@ -429,7 +429,7 @@ class _Bench:
 
 _SCALED_DOWN = (
     "MNIST 5k images and sentences that name their digit, 3,000 pairs of which 70 % exchanged their sentences, instead of "
-    "billions of images from the web; a perceptron and a mean of word vectors as towers; 128,000 pairs seen by every final "
+    "billions of images from the web; a perceptron and a mean of word vectors as towers; 100,000 pairs seen by every final "
     "network, 50,000 by every filter."
 )
 
