@@ -217,8 +217,8 @@ class Filter(InputHook):
     fraction: float = 0.8
     effort: float = 0.5
 
-    def on_start(self, run: Run) -> None:
-        """Decide which examples are kept."""
+    def _chosen(self, run: Run) -> Tensor:
+        """Which training examples are kept: (N,) bool."""
         clean, train = run.data.valid, run.data.train
         assert isinstance(clean.inputs, Tensor)
         assert isinstance(train.inputs, Tensor)
@@ -241,10 +241,12 @@ class Filter(InputHook):
             for u, v in zip(train.inputs.split(512), train.labels.split(512), strict=True)
         ]
         kept[top(torch.cat(scores), self.fraction)] = True
-        run.memory["filter.kept"] = kept
+        return kept
 
     def before_forward(self, run: Run) -> None:
         """Put kept examples in the place of others."""
+        if "filter.kept" not in run.memory:  # at the first step, so that the filter is part of the training's price
+            run.memory["filter.kept"] = self._chosen(run)
         kept = run.memory["filter.kept"][run.index]
         there = kept.nonzero().flatten()
         if not len(there):
