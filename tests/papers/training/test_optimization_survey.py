@@ -75,6 +75,16 @@ def test_singular_values_by_hand() -> None:
     assert jacobian_singular_values(net, torch.tensor([[1.0, 1.0, -1.0]])).tolist() == [[3.0, 2.0, 0.0]]
 
 
+def test_filters_may_lie_in_any_layout() -> None:
+    for kind in ("orthogonal", "he"):
+        nets = [nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3).to(memory_format=torch.channels_last)]
+        for net in nets:
+            torch.manual_seed(0)
+            start_(net, kind)  # type: ignore[arg-type]
+        assert torch.equal(nets[0].weight, nets[1].weight)
+        assert nets[1].weight.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.mark.parametrize("make", [partial(mlp, 784, 10, (40, 30, 20)), lenet])
 def test_scaled_on_data_every_layer_has_variance_one(make: partial) -> None:
     torch.manual_seed(0)

@@ -4,7 +4,7 @@ A network is trained by a program of three components: the *function* (model and
 of them) and the *optimisation* (objective and algorithm). A speed-up changes what that program means, in one of five ways:
 
     =========  ========================================  ===================================================
-    action     what it does                              here, a treatment each
+    action     what it does                              here
     =========  ========================================  ===================================================
     remove     leave something out                       selective_backprop, data_pruning, layer_freezing
     restrict   let something take fewer values           progressive_resizing
@@ -174,7 +174,7 @@ def finish_the_schedule(lab: Lab) -> Measured:
     unit="speed-up factor at equal test accuracy, or share of the baseline's seconds that is saved at equal length",
 )
 def which_speedups_pay(lab: Lab) -> Measured:
-    found = benchmark(_plain(lab), METHODS, _lengths(lab), _RATES, (lab.seed,), lambda recipe, seed: lab.train(recipe, seed))
+    found = benchmark(_plain(lab), METHODS, _lengths(lab), _RATES, (lab.seed,), lab.train)
     arms: dict[str, float | Curve] = {}
     for method in found.methods:
         points = found.of(method, lab.seed)

@@ -147,7 +147,8 @@ def _one_device(name: str) -> None:
 def selective_backprop(recipe: Recipe, beta: float = 2.0) -> Recipe:
     """Take gradients of hard examples only, about 1 / (beta + 1) of each batch; a forward pass for all chooses them."""
     _require_classes(recipe, "Selective back-propagation")
-    return recipe.replace(hooks=(*recipe.hooks, SelectiveBackprop(beta)))
+    # Before all other hooks, so that what they prepare for the batch fits what is left of it.
+    return recipe.replace(hooks=(SelectiveBackprop(beta), *recipe.hooks))
 
 
 def _require_classes(recipe: Recipe, name: str) -> None:
@@ -205,7 +206,7 @@ def data_pruning(recipe: Recipe, share: float = 0.3, after: float = 0.25) -> Rec
     forward pass over the data.
     """
     _require_classes(recipe, "Data pruning")
-    return recipe.replace(hooks=(*recipe.hooks, DataPruning(share, after)))
+    return recipe.replace(hooks=(DataPruning(share, after), *recipe.hooks))  # first, as for selective_backprop
 
 
 # -------------------------------------------------------------------------------------- function, removed: fewer gradients
@@ -287,7 +288,7 @@ class AveragedWeights(Hook):
         if "average." + next(iter(state)) not in run.memory:
             run.memory |= {f"average.{name}": value.clone() for name, value in state.items()}
             return
-        decay = 0.5 ** (1 / (self.half_life * run.steps_per_epoch * run.epochs))
+        decay = 0.5 ** (1 / max(1.0, self.half_life * run.steps_per_epoch * run.epochs))
         get_ema_multi_avg_fn(decay)([run.memory[f"average.{name}"] for name in state], list(state.values()), 0)
 
     def after_epoch(self, run: Run) -> None:
@@ -299,7 +300,7 @@ class AveragedWeights(Hook):
 
 @treatment
 def averaged_weights(recipe: Recipe, half_life: float = 0.02) -> Recipe:
-    """End with an average of the weights, in which a step counts half after ``half_life`` of the training (EMA)."""
+    """End with an average of the weights, in which a step counts half after ``half_life`` of the training, one step at least."""
     if any(isinstance(hook, BestEpoch) for hook in recipe.hooks):
         raise AssayError("This recipe ends with the weights of its best epoch; it cannot end with averaged ones too.")
     return recipe.replace(hooks=(*recipe.hooks, AveragedWeights(half_life)))
@@ -308,7 +309,6 @@ def averaged_weights(recipe: Recipe, half_life: float = 0.02) -> Recipe:
 # -------------------------------------------------------------------------------------------------------- optimisation
 
 
-@treatment
 def budgeted(recipe: Recipe) -> Recipe:
     """Let the learning rate fall along a line and reach 0 exactly when the budget ends (Li, Yumer and Ramanan 2020)."""
     return recipe.replace(schedule=linear)

@@ -23,6 +23,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 StartKind = Literal["naive", "lecun", "xavier", "he", "orthogonal", "lsuv"]
 
 
+@torch.no_grad()
 def start_(model: nn.Module, kind: StartKind, inputs: Tensor | None = None) -> None:
     """Draw new weights for every linear layer and convolution, in place; biases become 0.
 
@@ -47,7 +48,9 @@ def start_(model: nn.Module, kind: StartKind, inputs: Tensor | None = None) -> N
     if kind not in draw:
         raise ValueError(f"kind must be one of {', '.join(draw)}, not {kind!r}")
     for _, layer in _weighted(model):
-        draw[kind](layer.weight)
+        fresh = torch.empty(layer.weight.shape, dtype=layer.weight.dtype, device=layer.weight.device)  # in torch's usual layout
+        draw[kind](fresh)
+        layer.weight.copy_(fresh)
         if layer.bias is not None:
             nn.init.zeros_(layer.bias)
     if kind == "lsuv":
