@@ -15,7 +15,7 @@ import typer
 
 from assay.atlas.commands import atlas_app
 from assay.errors import AssayError
-from assay.own.commands import export_model, predict, relabel, suspects, try_methods
+from assay.own.commands import export_model, label, predict, relabel, suspects, try_methods
 from assay.own.looking import probe_model, suggest_methods
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ app.command("suggest")(suggest_methods)
 app.command("probe")(probe_model)
 app.command("suspects")(suspects)
 app.command("relabel")(relabel)
+app.command("label")(label)
 
 
 @app.command()

@@ -82,7 +82,9 @@ def _page(queue: Queue, answers: dict[str, str], to: Path, who: str, when: str =
         if item.id in answers
     ]
     rows.append({"id": "skipped", "mark": "", "answer": None, "action": "skip", "when": when})
-    to.write_text(json.dumps({"format": "assay-answers", "queue": queue.key, "who": who, "answers": rows}), encoding="utf-8")
+    to.write_text(
+        json.dumps({"format": "assay-answers", "queue": queue.questions.key, "who": who, "answers": rows}), encoding="utf-8"
+    )
     return to
 
 
@@ -116,7 +118,7 @@ def test_a_table_is_mended_in_rounds_and_stays_as_it_was(tmp_path: Path) -> None
     again = make_queue(path)
     assert again.settled == len(asked)
     assert not {item.id for item in again.items} & {item.id for item in queue.items}
-    assert again.key != queue.key
+    assert again.questions.key != queue.questions.key
 
 
 def test_images_are_known_by_their_content_when_they_are_moved(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def test_evil_data_are_shown_and_do_nothing(visitor: Visitor, tmp_path: Path) ->
     shown = page.locator("#example p").evaluate("p => p.textContent")
     assert shown == texts[place].strip()
     assert page.locator("#given").evaluate("p => p.textContent") == queue.items[0].given
-    assert page.title() == "Relabel: evil.csv"
+    assert page.title() == "Relabel evil.csv"
     assert page.locator("script").count() == 2
     page.keyboard.press("b")
     page.keyboard.press("1")  # these classes have no key of their own: the first is 1
@@ -203,7 +203,7 @@ def test_evil_data_are_shown_and_do_nothing(visitor: Visitor, tmp_path: Path) ->
     assert len(mended.changed) + mended.kept == 2
     # Even a script that got in would not run.
     page.evaluate("document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title = 1'}))")
-    assert page.title() == "Relabel: evil.csv"
+    assert page.title() == "Relabel evil.csv"
     assert any("Content Security Policy" in said for said in visitor.wrong)
     visitor.wrong.clear()
 
@@ -272,3 +272,20 @@ def test_nobody_is_kept_out(browser: Browser, digits: Queue, scheme: Any) -> Non
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
     visitor.context.close()
+
+
+def test_a_pool_is_asked_about_without_an_opinion(visitor: Visitor, tmp_path: Path) -> None:
+    from assay.own.labelling import label_pool
+
+    words = np.random.default_rng(0).choice(np.array(["film", "plot", "actor"]), (60, 5))
+    pd.DataFrame({"text": [" ".join(row) + f" {n}" for n, row in enumerate(words)]}).to_csv(tmp_path / "pool.csv", index=False)
+    found = label_pool(tmp_path / "pool.csv", "bag", batch=5, test_batch=5)
+    page = visitor.open(found.folder / PAGE)
+    assert page.title() == "Is it bag? pool.csv"
+    assert not page.get_by_role("button", name="keep").is_visible()
+    for letter in "kbyncs":  # the first two are no keys here
+        page.keyboard.press(letter)
+    assert _progress(page) == "3 of 10 answered, 1 skipped"
+    back = _download(page, "JSON", tmp_path / "a.json")
+    again = label_pool(tmp_path / "pool.csv", "bag", [back], batch=5, test_batch=5)
+    assert (again.ask, again.positives, again.negatives, again.answered) == (7, 1, 1, 3)

@@ -241,6 +241,43 @@ def relabel(
         print_queue(queue)
 
 
+def label(
+    on: Annotated[str, typer.Option(help="Folder of images or .wav in any folders, or a table, without labels.")],
+    category: Annotated[str, typer.Option(help="What to look for, e.g. `bag`.")],
+    answers: Annotated[list[Path] | None, typer.Option(help="Answers that came back, CSV or JSON; repeatable.")] = None,
+    target: Annotated[str | None, typer.Option(help="Column that is left out, as it holds labels.")] = None,
+    text: Text = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of questions, answers and labels; else NAME-label-CATEGORY here.")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Questions of a round to learn from.")] = 200,
+    test_batch: Annotated[int, typer.Option(help="Questions of a round to test on.")] = 300,
+    precision: Annotated[float, typer.Option(help="Promised for the positives that the model decides.")] = 0.95,
+    miss: Annotated[float, typer.Option(help="Share of the positives that a round may lose.")] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Label a large pool for one category with few answers: a model decides what a test shows it can be trusted with.
+
+    Each run asks the questions of a round, on a page and in a table; give the answers back with --answers and the other options
+    as they were, until nothing is asked any more. labels.csv has the labels so far.
+
+    Example: `assay label --on pool/ --category bag`, then `assay label --on pool/ --category bag --answers anna.json`.
+    """
+    from assay.own.labelling import label_pool
+    from assay.own.named import Named
+    from assay.own.printing import print_labelled
+
+    named = Named(target, text)
+    found = label_pool(on, category, answers or (), named, out, batch, test_batch, precision, miss, seed=seed)
+    if as_json:
+        print(json.dumps(found.as_dict(), indent=2, ensure_ascii=False))
+    else:
+        print_labelled(found)
+    if any(taken.problems for taken in found.taken.values()):
+        raise typer.Exit(1)
+
+
 def _keep(trial: Trial, out: Path | None, on: str, command: str) -> tuple[tuple[str, int] | None, list[str]]:
     """Save the best network and the report; what could not be done becomes a note. Returns which, and the paths."""
     from assay.own.report import write_report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -16,6 +16,8 @@ from assay.show import COLOURS, console
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from assay.own.answers import Taken
+    from assay.own.labelling import Labelled
     from assay.own.predicting import Predicted
     from assay.own.relabelling import Mended, Queue
     from assay.own.suspecting import Suspects
@@ -175,11 +177,7 @@ def print_queue(queue: Queue) -> None:
 def print_mended(mended: Mended) -> None:
     """What became of the answers, what people differ on, and where the labels are."""
     to = console()
-    for name, taken in mended.taken.items():
-        told = f"{len(taken.new)} new answers" + (f", {taken.repeated} known before" if taken.repeated else "")
-        to.print(escape(f"{name}: {told}"), highlight=False, soft_wrap=True)
-        for problem in taken.problems:
-            to.print(f"  [red]{escape(problem)}[/]", highlight=False)
+    _print_taken(mended.taken)
     asked = mended.kept + len(mended.changed)
     share = f" ({100 * len(mended.changed) / asked:.0f} % of those decided were wrong)" if asked else ""
     to.print(f"\n[bold]{len(mended.changed)}[/] labels changed, {mended.kept} confirmed{share}.", highlight=False)
@@ -192,16 +190,63 @@ def print_mended(mended: Mended) -> None:
             f"asked about again: {escape(_few(some))}.",
             highlight=False,
         )
-    if mended.lost:
-        to.print(
-            f"[yellow]{mended.lost} answers are about examples that have changed since, or are gone[/]; they are kept but not "
-            "applied.",
-            highlight=False,
-        )
+    _print_lost(mended.lost)
     for note in mended.notes:
         to.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
     for path in mended.written:
         to.print(escape(f"wrote {path}"), highlight=False, soft_wrap=True)
+
+
+def print_labelled(found: Labelled) -> None:
+    """The rounds so far, what is promised, and what comes next."""
+    to = console()
+    to.print(escape(found.data), highlight=False)
+    _print_taken(found.taken)
+    _print_lost(found.lost)
+    if found.rounds:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in ("round", "open", "asked", "then positive", "then negative"):
+            table.add_column(name, justify="right")
+        for number, one in enumerate(found.rounds, start=1):
+            table.add_row(str(number), *map(str, (one.open, one.asked, one.positives, one.negatives)))
+        to.print(table)
+    done = found.positives + found.negatives
+    to.print(
+        f"[bold]{done}[/] of {found.count} labelled, {found.positives} of them {escape(found.category)}, from {found.answered} "
+        f"answers; the model decided {found.decided}.",
+        highlight=False,
+    )
+    if found.decided:
+        precision, _ = found.promised
+        to.print(
+            f"Promised: {100 * precision:.0f} % of the positives that it decided are right, and {100 * found.kept:.0f} % of all "
+            "positives are not lost.",
+            highlight=False,
+        )
+    for path in found.written:
+        to.print(escape(f"wrote {path}"), highlight=False, soft_wrap=True)
+    if found.ask:
+        to.print(f"[bold]{found.ask}[/] questions come next: the same command with --answers FILE.", highlight=False)
+    else:
+        left = found.count - done
+        to.print("Nothing is asked any more" + (f"; {left} are left without a label." if left else "."), highlight=False)
+
+
+def _print_taken(taken: Mapping[str, Taken]) -> None:
+    to = console()
+    for name, one in taken.items():
+        told = f"{len(one.new)} new answers" + (f", {one.repeated} known before" if one.repeated else "")
+        to.print(escape(f"{name}: {told}"), highlight=False, soft_wrap=True)
+        for problem in one.problems:
+            to.print(f"  [red]{escape(problem)}[/]", highlight=False)
+
+
+def _print_lost(lost: int) -> None:
+    if lost:
+        console().print(
+            f"[yellow]{lost} answers are about examples that have changed since, or are gone[/]; they are kept but not applied.",
+            highlight=False,
+        )
 
 
 def _few(names: Sequence[str]) -> str:

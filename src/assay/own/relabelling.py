@@ -12,24 +12,22 @@ Nothing of the data is written to.
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from assay.data import Dataset
 from assay.errors import AssayError
 from assay.files import write_atomically
-from assay.own.answers import Answer, Settled, Taken, add_answers, cell, id_finder, load_answers, read_answers, settle
-from assay.own.examples import Examples, all_examples
-from assay.own.material import marks
+from assay.own.answers import Answer, Settled, Taken, add_answers, id_finder, load_answers, read_answers, settle
+from assay.own.examples import Examples, Pool, all_examples
 from assay.own.named import Named
+from assay.own.review import Item, Questions
 from assay.own.suspecting import SIMPLE, Suspects, require_method, suspects_among
 from assay.own.unpacked import is_archive
 from assay.own.writing import write_rows
@@ -39,33 +37,8 @@ from assay.train.loop import Report
 PAGE, QUEUE, ANSWERS, LABELS = "review.html", "queue.csv", "answers.csv", "labels.csv"
 #: Examples on one page, if nobody says otherwise: an hour's work.
 MOST = 500
-#: Letters of an example that a spreadsheet is shown.
-_LETTERS = 300
 #: A table of more bytes is not copied.
 _LARGEST_COPY = 1 << 30
-
-
-@dataclass(frozen=True)
-class Item:
-    """One example in the queue.
-
-    Args:
-        place: among all examples.
-        id: the file, or the row.
-        mark: of its content, by which it is known again.
-        given: its label as it is now.
-        believed: what the model takes it for.
-        wrong: how probable it is that the label is wrong.
-        shares: the most probable classes with their probabilities.
-    """
-
-    place: int
-    id: str
-    mark: str
-    given: str
-    believed: str
-    wrong: float
-    shares: tuple[tuple[str, float], ...]
 
 
 @dataclass
@@ -73,29 +46,23 @@ class Queue:
     """Examples that people are to look at.
 
     Args:
-        examples: all, with the labels as they are now.
-        items: the most suspicious first.
+        questions: that they are asked.
         suspects: what they were chosen from.
         folder: where page and table are.
         settled: examples that people have decided on already.
         open: of these asked about before, those on which people differ.
     """
 
-    examples: Examples
-    items: tuple[Item, ...]
+    questions: Questions
     suspects: Suspects
     folder: Path
     settled: int = 0
     open: int = 0
 
     @property
-    def key(self) -> str:
-        """Sixteen digits that stand for these questions: the page keeps its answers under them."""
-        digest = hashlib.sha256()
-        for item in self.items:
-            digest.update(f"{item.id}\0{item.mark}\0{item.given}\0".encode())
-        digest.update("\0".join(self.examples.data.classes).encode())
-        return digest.hexdigest()[:16]
+    def items(self) -> tuple[Item, ...]:
+        """The most suspicious first."""
+        return self.questions.items
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -187,23 +154,20 @@ def make_queue(
     Raises:
         AssayError: the data cannot be read, their target is a number, or the folder cannot be written.
     """
-    from assay.own.review import write_page
-
     require_method(method)
     if most is not None and most < 1:
         raise AssayError(f"--most {most} asks for nothing: give at least 1.")
-    folder = _folder(on, folder)
+    folder = data_folder(on, folder, "relabel")
     examples = _classified(all_examples(on, named))
-    answered, _ = _applied(examples, load_answers(folder / ANSWERS))
+    answered, _ = applied(examples, examples.data.classes, load_answers(folder / ANSWERS))
     settled = {place: one.label for place, one in answered.items() if one.label is not None}
     undecided = set(answered) - set(settled)
     examples = _relabelled(examples, settled)
     found = suspects_among(examples, method, seed, device, report)
     items = _items(examples, found, set(settled), undecided, most)
-    queue = Queue(examples, items, found, folder, len(settled), len(undecided))
-    write_page(queue, folder / PAGE)
-    write_rows(folder / QUEUE, _COLUMNS, iter([_rows(queue)]), "utf-8-sig")
-    return queue
+    questions = Questions("Relabel", examples, examples.data.classes, items)
+    questions.write(folder / PAGE, folder / QUEUE)
+    return Queue(questions, found, folder, len(settled), len(undecided))
 
 
 def _items(examples: Examples, found: Suspects, settled: set[int], undecided: set[int], most: int | None) -> tuple[Item, ...]:
@@ -218,7 +182,7 @@ def _items(examples: Examples, found: Suspects, settled: set[int], undecided: se
     if most is None:
         doubted = [rank for rank in doubted if rank < found.cut]
     chosen = [*differ, *doubted][: most or MOST]
-    marked = marks_of(examples, [int(found.places[rank]) for rank in chosen])
+    marked = examples.marks([int(found.places[rank]) for rank in chosen])
     items = []
     for rank, mark in zip(chosen, marked, strict=True):
         shares = found.probabilities[rank]
@@ -235,56 +199,6 @@ def _items(examples: Examples, found: Suspects, settled: set[int], undecided: se
             )
         )
     return tuple(items)
-
-
-_COLUMNS = ("id", "given", "believed", "wrong", "shown", "answer", "who", "mark")
-
-
-def _rows(queue: Queue) -> list[list[Any]]:
-    """The queue for a spreadsheet, where people write into the column ``answer``."""
-    return [
-        [
-            cell(item.id),
-            cell(item.given),
-            cell(item.believed),
-            round(item.wrong, 3),
-            cell(shown(queue.examples, item.place)),
-            "",
-            "",
-            item.mark,
-        ]
-        for item in queue.items
-    ]
-
-
-def shown(examples: Examples, place: int, letters: int = _LETTERS) -> str:
-    """An example in a line of words; its name where it is a picture or a sound."""
-    inputs = examples.data.train.inputs if examples.material is None else examples.material.inputs
-    if isinstance(inputs, tuple):
-        line = inputs[place]
-    elif isinstance(inputs, pd.DataFrame):
-        line = ", ".join(f"{name} {value}" for name, value in cells(examples, place))
-    else:
-        line = examples.ids[place]
-    line = " ".join(line.split())
-    return line[:letters] + ("…" if len(line) > letters else "")
-
-
-def cells(examples: Examples, place: int) -> list[tuple[str, str]]:
-    """Column and value, in words, of one row of a table."""
-    inputs = examples.data.train.inputs if examples.material is None else examples.material.inputs
-    if isinstance(inputs, pd.DataFrame):
-        row = inputs.iloc[place]
-        return [(str(name), _value(value)) for name, value in row.items()]
-    assert isinstance(inputs, torch.Tensor)
-    names = examples.data.features or tuple(f"x{number}" for number in range(inputs.shape[1]))
-    return [(name, f"{value:.6g}") for name, value in zip(names, inputs[place].tolist(), strict=True)]
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float | np.floating):
-        return "" if np.isnan(value) else f"{value:.10g}"
-    return str(value)
 
 
 # ---------------------------------------------------------------------------------------------------- taking back
@@ -307,26 +221,39 @@ def take_answers(
     Raises:
         AssayError: the data or a file cannot be read, or the folder cannot be written.
     """
-    folder = _folder(on, folder)
+    folder = data_folder(on, folder, "relabel")
     examples = _classified(all_examples(on, named))
-    find, place_of = id_finder(examples.ids), {name: place for place, name in enumerate(examples.ids)}
     mended = Mended({}, len(examples))
-    kept = load_answers(folder / ANSWERS)
-    read = []
-    for path in files:  # all are read before anything is written
-        taken = mended.taken.setdefault(str(path), Taken())
-        read.append((taken, read_answers(path, examples.data.classes, find, taken)))
-    for taken, found in read:
-        bare = [one for one in found if not one.mark and one.id in place_of]
-        fresh = marks_of(examples, [place_of[one.id] for one in bare])
-        marked = {one.id: mark for one, mark in zip(bare, fresh, strict=True)}
-        found = [replace(one, mark=one.mark or marked.get(one.id, "")) for one in found]
-        kept = add_answers(folder / ANSWERS, found, taken)
-    settled, mended.lost = _applied(examples, kept)
+    kept = keep_answers(examples, examples.data.classes, files, folder / ANSWERS, mended.taken)
+    settled, mended.lost = applied(examples, examples.data.classes, kept)
     _weigh(mended, examples, settled)
     _write_labels(mended, examples, settled, folder / LABELS)
     _write_copy(mended, examples, settled, on, named, folder)
     return mended
+
+
+def keep_answers(pool: Pool, classes: Sequence[str], files: Sequence[Path], store: Path, taken: dict[str, Taken]) -> list[Answer]:
+    """Read files that came back, and add what is new to the answers that are kept.
+
+    Args:
+        pool: the examples that they are about.
+        classes: that may be answered.
+        files: all are read before anything is written.
+        store: of the answers.
+        taken: is told what became of each file.
+
+    Returns:
+        All answers.
+    """
+    find, place_of = id_finder(pool.ids), {name: place for place, name in enumerate(pool.ids)}
+    kept = load_answers(store)
+    read = [(path, read_answers(path, classes, find, taken.setdefault(str(path), Taken()))) for path in files]
+    for path, found in read:
+        bare = [one for one in found if not one.mark and one.id in place_of]
+        marked = dict(zip([one.id for one in bare], pool.marks([place_of[one.id] for one in bare]), strict=True))
+        found = [replace(one, mark=one.mark or marked.get(one.id, "")) for one in found]
+        kept = add_answers(store, found, taken[str(path)])
+    return kept
 
 
 def _weigh(mended: Mended, examples: Examples, settled: Mapping[int, Settled]) -> None:
@@ -361,7 +288,7 @@ def _write_copy(
 ) -> None:
     """A table as it was, but for the labels that were changed."""
     path = Path(on) if isinstance(on, str | Path) else None
-    if path is None or not path.is_file() or examples.called != "row" or named.series is not None or examples.material is None:
+    if path is None or not path.is_file() or examples.called != "row" or named.series is not None:
         return
     suffix = path.suffix.lower()
     if suffix not in (".csv", ".tsv", ".parquet", ".pq"):
@@ -405,35 +332,18 @@ def _as(labels: pd.Series, like: pd.Series) -> list[Any]:
 # ---------------------------------------------------------------------------------------------------- which example it is
 
 
-def marks_of(examples: Examples, places: Sequence[int]) -> list[str]:
-    """What the content of these examples is known by: of a file its bytes, else what was read, without the label."""
-    material = examples.material
-    if material is not None and material.files is not None:
-        return [f"f{hashlib.sha256(material.files[place].read_bytes()).hexdigest()[:16]}" for place in places]
-    inputs = examples.data.train.inputs if material is None else material.inputs
-    if not places:
-        return []
-    if isinstance(inputs, torch.Tensor):
-        some: Any = inputs[torch.tensor(list(places))]
-    elif isinstance(inputs, pd.DataFrame):
-        some = inputs.iloc[list(places)]
-    else:
-        some = tuple(inputs[place] for place in places)
-    return [f"m{number:016x}" for number in marks(some).view(np.uint64).tolist()]
-
-
-def _applied(examples: Examples, answers: Sequence[Answer]) -> tuple[dict[int, Settled], int]:
+def applied(pool: Pool, classes: Collection[str], answers: Sequence[Answer]) -> tuple[dict[int, Settled], int]:
     """What the answers come to for each place, and how many are about nothing that is there.
 
     An example that was moved (into the folder of its class, or up a few rows) is known by its mark.
     """
-    place_of = {name: place for place, name in enumerate(examples.ids)}
+    place_of = {name: place for place, name in enumerate(pool.ids)}
     there = sorted({place_of[one.id] for one in answers if one.id in place_of})
-    now = dict(zip(there, marks_of(examples, there), strict=True))
+    now = dict(zip(there, pool.marks(there), strict=True))
     elsewhere = [one for one in answers if one.mark and (one.id not in place_of or now[place_of[one.id]] != one.mark)]
     by_mark: dict[str, int] = {}
     if elsewhere:
-        every = marks_of(examples, range(len(examples)))
+        every = pool.marks(range(len(pool)))
         counts = Counter(every)
         by_mark = {mark: place for place, mark in enumerate(every) if counts[mark] == 1}
     moved, lost = [], 0
@@ -441,7 +351,7 @@ def _applied(examples: Examples, answers: Sequence[Answer]) -> tuple[dict[int, S
         place = place_of.get(one.id)
         if place is None or (one.mark and now[place] != one.mark):
             place = by_mark.get(one.mark)
-        if place is None or one.answer not in examples.data.classes:
+        if place is None or one.answer not in classes:
             lost += 1
         else:
             moved.append(replace(one, id=str(place)))
@@ -469,12 +379,12 @@ def _classified(examples: Examples) -> Examples:
     return examples
 
 
-def _folder(on: str | Path | Dataset, folder: Path | None) -> Path:
-    """Where queue and answers are: never within the data."""
+def data_folder(on: str | Path | Dataset, folder: Path | None, what: str) -> Path:
+    """Where questions and answers are: ``NAME-WHAT`` in the present folder if none is named, and never within the data."""
     if folder is None:
         path = Path(on.name if isinstance(on, Dataset) else on)
         name = path.name or path.resolve().name
-        folder = Path(f"{Path(path.stem).stem if is_archive(path) else path.stem if path.is_file() else name}-relabel")
+        folder = Path(f"{Path(path.stem).stem if is_archive(path) else path.stem if path.is_file() else name}-{what}")
     if folder.exists() and not folder.is_dir():
         raise AssayError(f"{folder} is a file: name a folder with --out.")
     if isinstance(on, str | Path) and Path(on).is_dir() and folder.resolve().is_relative_to(Path(on).resolve()):

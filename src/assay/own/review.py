@@ -10,19 +10,19 @@ import base64
 import hashlib
 import io
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
+import pandas as pd
 
 from assay.errors import AssayError
 from assay.files import write_atomically
-from assay.own.answers import FORMAT
+from assay.own.answers import FORMAT, cell
+from assay.own.examples import Pool
 from assay.own.page import HERE, as_png, line, pixels, require_web, spectrogram
-
-if TYPE_CHECKING:
-    from assay.own.examples import Examples
-    from assay.own.relabelling import Queue
+from assay.own.writing import write_rows
 
 #: Pixels of the longer side of a picture, letters of a text, and bytes of all recordings together that a page holds.
 _SIDE, _LETTERS, _SOUND = 480, 20_000, 64_000_000
@@ -30,11 +30,76 @@ _SIDE, _LETTERS, _SOUND = 480, 20_000, 64_000_000
 _SMALL = 280
 
 
-def write_page(queue: Queue, out: Path) -> None:
-    """Write the page of a queue.
+@dataclass(frozen=True)
+class Item:
+    """One example that is asked about.
 
     Args:
-        queue: what to ask.
+        place: in the pool.
+        id: the file, or the row.
+        mark: of its content, by which it is known again.
+        given: its label as it is now; ``None`` where it has none.
+        believed: what a model takes it for; ``None`` where people are not to know.
+        wrong: how probable it is that the label is wrong.
+        shares: the most probable classes with their probabilities.
+    """
+
+    place: int
+    id: str
+    mark: str
+    given: str | None = None
+    believed: str | None = None
+    wrong: float | None = None
+    shares: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What people are asked.
+
+    Args:
+        title: of the page.
+        pool: the examples.
+        classes: that may be answered.
+        items: in the order in which they are asked.
+        keys: key -> class; without, the page finds keys itself.
+    """
+
+    title: str
+    pool: Pool
+    classes: tuple[str, ...]
+    items: tuple[Item, ...]
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Sixteen digits that stand for these questions: the page keeps its answers under them."""
+        digest = hashlib.sha256("\0".join([self.title, *self.classes]).encode())
+        for item in self.items:
+            digest.update(f"\0{item.id}\0{item.mark}\0{item.given}".encode())
+        return digest.hexdigest()[:16]
+
+    def write(self, page: Path, table: Path) -> None:
+        """Write them as a page, and as a table for spreadsheets in which people fill the column ``answer``.
+
+        Raises:
+            AssayError: jinja2 is missing, or a file cannot be written.
+        """
+        write_page(self, page)
+        labelled = any(item.given is not None for item in self.items)
+        opinion = ("given", "believed", "wrong") if labelled else ()
+        rows = []
+        for item in self.items:
+            thought = [cell(item.given or ""), cell(item.believed or ""), None if item.wrong is None else round(item.wrong, 3)]
+            rows.append([cell(item.id), *(thought if labelled else []), cell(self.pool.shown(item.place)), "", "", item.mark])
+        write_rows(table, ("id", *opinion, "shown", "answer", "who", "mark"), iter([rows]), "utf-8-sig")
+
+
+def write_page(questions: Questions, out: Path) -> None:
+    """Write the page.
+
+    Args:
+        questions: what to ask.
         out: the file.
 
     Raises:
@@ -49,56 +114,57 @@ def write_page(queue: Queue, out: Path) -> None:
     environment = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined)
     script, style = ((HERE / "templates" / f"review.{kind}").read_text(encoding="utf-8") for kind in ("js", "css"))
     text = environment.get_template("review.html").render(
-        name=queue.examples.data.name, content=_json(_content(queue)), script=script, style=style, hash=_hash
+        title=questions.title,
+        name=questions.pool.material.name,
+        content=_json(_content(questions)),
+        script=script,
+        style=style,
+        hash=_hash,
     )
     write_atomically(out, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _content(queue: Queue) -> dict[str, Any]:
+def _content(questions: Questions) -> dict[str, Any]:
     """All that the page knows."""
     room = [_SOUND]
     return {
         "format": FORMAT,
-        "queue": queue.key,
-        "data": queue.examples.data.name,
-        "classes": list(queue.examples.data.classes),
+        "queue": questions.key,
+        "data": questions.pool.material.name,
+        "classes": list(questions.classes),
+        "keys": dict(questions.keys),
         "items": [
             {
                 "id": item.id,
                 "mark": item.mark,
                 "given": item.given,
                 "believed": item.believed,
-                "wrong": round(item.wrong, 3),
                 "shares": [[name, round(share, 3)] for name, share in item.shares],
-                **_shown(queue.examples, item.place, room),
+                **_shown(questions.pool, item.place, room),
             }
-            for item in queue.items
+            for item in questions.items
         ],
     }
 
 
-def _shown(examples: Examples, place: int, room: list[int]) -> dict[str, Any]:
+def _shown(pool: Pool, place: int, room: list[int]) -> dict[str, Any]:
     """What a person sees of an example: ``text``, ``cells``, ``picture`` or ``sound``.
 
     Args:
-        examples: all.
+        pool: the examples.
         place: which.
         room: bytes that are left for recordings; what is taken is taken off.
     """
-    from assay.own.relabelling import cells
-
-    material = examples.material
-    inputs = examples.data.train.inputs if material is None else material.inputs
+    inputs, files = pool.material.inputs, pool.material.files
     if isinstance(inputs, tuple):
         text = inputs[place]
         return {"text": text[:_LETTERS] + ("…" if len(text) > _LETTERS else "")}
-    if examples.kind == "table":
-        return {"cells": cells(examples, place)}
-    assert isinstance(inputs, torch.Tensor)
-    file = None if material is None or material.files is None else material.files[place]
-    if examples.kind == "images":
+    if isinstance(inputs, pd.DataFrame):
+        return {"cells": pool.cells(place)}
+    file = None if files is None else files[place]
+    if pool.kind == "images":
         return {"picture": (file and _picture(file)) or as_png(pixels(inputs[place]))}
-    if examples.kind == "audio":
+    if pool.kind == "audio":
         found = {"picture": as_png(pixels(spectrogram(inputs[place])), wide=True)}
         size = 0 if file is None else file.stat().st_size
         if file is not None and size <= room[0]:

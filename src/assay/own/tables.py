@@ -49,9 +49,20 @@ def read_table(path: Path, named: Named) -> Material:
     if named.series is not None and path.stat().st_size > _room():
         frame = _some_series(path, named.series, notes)
     else:
-        frame = (_parquet if path.suffix.lower() in _PARQUET else _csv)(path, notes)
+        frame = read_rows(path, notes)
     frame.columns = [_one_line(name) for name in frame.columns]
     return understood(path, frame, named, notes)
+
+
+def read_rows(path: Path, notes: list[str]) -> pd.DataFrame:
+    """The rows of a CSV, TSV or Parquet file, numbered from 1: all, or as many as there is room for.
+
+    Raises:
+        AssayError: the file cannot be read.
+    """
+    frame = (_parquet if path.suffix.lower() in _PARQUET else _csv)(path, notes)
+    frame.columns = [_one_line(name) for name in frame.columns]
+    return frame
 
 
 def understood(path: Path, frame: pd.DataFrame, named: Named, notes: list[str]) -> Material:

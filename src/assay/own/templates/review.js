@@ -38,9 +38,9 @@
   // A class that is one letter or digit has that key, if no action has it; else the first nine have their number.
   const taken = new Set(["k", "b", "o", "s", "z"]);
   const own = classes.every((name) => name.length === 1 && !taken.has(name.toLowerCase()));
-  const keyOf = new Map(own ? classes.map((name) => [name.toLowerCase(), name]) : classes.slice(0, 9).map((name, at) => [String(at + 1), name]));
+  const keyOf = new Map(Object.keys(content.keys).length ? Object.entries(content.keys) : own ? classes.map((name) => [name.toLowerCase(), name]) : classes.slice(0, 9).map((name, at) => [String(at + 1), name]));
   const keyFor = new Map([...keyOf].map(([letter, name]) => [name, letter]));
-  if (keyOf.size !== keyFor.size || (own && keyOf.size !== classes.length)) { keyOf.clear(); keyFor.clear(); }
+  if (keyOf.size !== keyFor.size || (own && keyOf.size !== classes.length && !Object.keys(content.keys).length)) { keyOf.clear(); keyFor.clear(); }
 
   // ------------------------------------------------------------------------------------------------ one question
 
@@ -74,6 +74,8 @@
     const item = items[at];
     example(item);
     $("id").textContent = `${at + 1} / ${items.length}: ${item.id}`;
+    const labelled = item.given !== null;
+    $("thought").hidden = $("keep").hidden = $("believe").hidden = $("own").hidden = !labelled;
     $("given").textContent = item.given;
     $("believed").textContent = item.believed;
     $("keep").querySelector("b").textContent = item.given;
@@ -194,13 +196,13 @@
     if (letter === "z" || letter === "ArrowLeft" || letter === "Backspace") { event.preventDefault(); back(); return; }
     if (over) return;
     const actions = {
-      k: () => give(items[at].given),
-      b: () => give(items[at].believed),
+      k: items[at].given === null ? undefined : () => give(items[at].given),
+      b: items[at].believed === null ? undefined : () => give(items[at].believed),
       s: skip,
       o: () => $("find").focus(),
       ArrowRight: forward,
     };
-    const action = Object.hasOwn(actions, letter) ? actions[letter] : keyOf.has(letter) ? () => give(keyOf.get(letter)) : null;
+    const action = Object.hasOwn(actions, letter) && actions[letter] ? actions[letter] : keyOf.has(letter) ? () => give(keyOf.get(letter)) : null;
     if (action) { event.preventDefault(); action(); }
   });
 
