@@ -190,7 +190,7 @@ def test_the_hard_network_starts_as_it_says() -> None:
     net = deep_tanh(1, 10, 8)
     convolutions = [module for module in net if isinstance(module, nn.Conv2d)]
     assert len(convolutions) == 8
-    assert convolutions[3].weight.std().item() == pytest.approx(0.05, rel=0.1)
+    assert convolutions[3].weight.std().item() == pytest.approx(0.03, rel=0.1)
     assert net(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
