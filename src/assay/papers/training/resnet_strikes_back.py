@@ -31,7 +31,7 @@ from torch import Tensor
 
 from assay.errors import AssayError
 from assay.nn.drop_path import residual_branches, with_drop_path
-from assay.paper import Cost, Curve, Higher, Lower, Reported, claim
+from assay.paper import Curve, Higher, Lower, Reported, claim
 from assay.papers.architectures.resnet import cifar_resnet, half_size
 from assay.recipe import Recipe, treatment, with_loss
 from assay.train.augment import flip_and_crop, in_turn, random_resized_crop
@@ -172,14 +172,19 @@ def _is_residual(recipe: Recipe) -> bool:
         return bool(residual_branches(recipe.model()))
 
 
-def classic(recipe: Recipe) -> Recipe:
-    """The procedure of 2015: SGD, a rate of 0.1 for each 256 images of a batch, a tenth of it after one and two thirds.
+def classic(recipe: Recipe, rate: float | None = None) -> Recipe:
+    """The procedure of 2015: SGD with momentum, a tenth of the rate after one and two thirds, cross-entropy.
 
     With crops and mirror images, as :func:`resnet_strikes_back` has them.
+
+    Args:
+        recipe: what to change.
+        rate: at the beginning; ``None`` takes 0.1 for each 256 images of a batch.
     """
     side = min(recipe.data.input_shape[1:])
+    rate = 0.1 * recipe.batch_size / 256 if rate is None else rate
     return recipe.replace(
-        optimizer=partial(torch.optim.SGD, lr=0.1 * recipe.batch_size / 256, momentum=0.9, weight_decay=1e-4),
+        optimizer=partial(torch.optim.SGD, lr=rate, momentum=0.9, weight_decay=1e-4),
         schedule=partial(steps_at, at=(1 / 3, 2 / 3), gamma=0.1),
         augment=partial(flip_and_crop, pad=max(1, side // 8)) if side < 64 else random_resized_crop,
     )
@@ -187,12 +192,18 @@ def classic(recipe: Recipe) -> Recipe:
 
 # ---------------------------------------------------------------------------------------------------- claims
 
+# Rates: for every procedure the best of three (SGD 0.05, 0.1, 0.2; LAMB and AdamW below) on 3,000 held-out images that no
+# claim trains on, at the middle length, before anything was judged.
+_CLASSIC_RATE = 0.05
+_LAMB_RATE = 0.02  # of 0.01, 0.02, 0.04, for A2 and for A3; also what rate_for gives
+_ADAMW_RATE = 0.01  # of 0.001, 0.003, 0.01
+
 
 def _plain(lab: Lab, length: str) -> Recipe:
     """What all arms have in common; ``length`` is short, middle or long."""
     epochs = lab.pick(
         smoke={"short": 1, "middle": 1, "long": 2},
-        laptop={"short": 5, "middle": 20, "long": 60},
+        laptop={"short": 10, "middle": 60, "long": 150},
         full={"short": 10, "middle": 100, "long": 300},
     )[length]
     data = lab.data(lab.pick(smoke="digits", laptop="fashion-mnist", full="cifar10"))
@@ -200,32 +211,42 @@ def _plain(lab: Lab, length: str) -> Recipe:
     if lab.scale == "smoke":
         data = data.subset(train=128, test=100)
     elif lab.scale == "laptop":
-        data, net = data.subset(train=1000, seed=lab.seed), partial(half_size, net)
+        data, net = data.subset(train=256, seed=lab.seed), partial(half_size, net)
     else:
         net = partial(cifar_resnet, 20)
     return Recipe(
         data.normalise(),
         model=net,
-        # What stays where LAMB is left out: the usual setting of assay's baselines.
-        optimizer=partial(torch.optim.AdamW, lr=3e-3, weight_decay=0.01),
+        # What stays where LAMB is left out.
+        optimizer=partial(torch.optim.AdamW, lr=_ADAMW_RATE, weight_decay=0.01),
         schedule=warmup_cosine,
         epochs=epochs,
-        batch_size=lab.pick(smoke=64, laptop=64, full=128),
+        batch_size=lab.pick(smoke=64, laptop=32, full=128),
         watch=(),
     )
 
 
+def _classic(lab: Lab, length: str) -> Recipe:
+    # At full scale batches are those that the usual rates are meant for.
+    return classic(_plain(lab, length), rate=lab.pick(smoke=_CLASSIC_RATE, laptop=_CLASSIC_RATE, full=None))
+
+
+def _procedure(lab: Lab, name: str, length: str, without: tuple[str, ...] = ()) -> Recipe:
+    rate = lab.pick(smoke=_LAMB_RATE, laptop=_LAMB_RATE, full=None)
+    return resnet_strikes_back(_plain(lab, length), name, rate=rate, without=without)
+
+
 _SCALED_DOWN = (
-    "1,000 Fashion-MNIST images of 14x14 (all 10,000 tests) in batches of 64, a ResNet-8 of 8 to 32 planes and 5, 20 and 60 "
-    "epochs, instead of ImageNet, batches of 2048, a ResNet-50 and 100 to 600 epochs. No arm is tuned: the rates of both "
-    "procedures follow from the paper's by the usual rules for other batches and lengths."
+    "256 Fashion-MNIST images of 14x14 (all 10,000 tests) in batches of 32, a ResNet-8 of 8 to 32 planes and 10, 60 and 150 "
+    "epochs (1,200 steps), instead of ImageNet, batches of 2048, a ResNet-50 and 100 to 600 epochs (62,000 to 375,000 steps). "
+    "The rate of every procedure is the best of three on held-out images."
 )
 
 
 @claim(
-    "After 60 epochs procedure A2 classifies test images better than the classic procedure (SGD, cross-entropy, crops and mirror "
-    "images) does after as many, and after 5 epochs worse.",
-    expect=(Higher("A2, long", than="classic, long"), Lower("A2, short", than="classic, short")),
+    "After 150 epochs procedure A3 (LAMB, binary cross-entropy, mixing, RandAugment) classifies test images better than the "
+    "classic one (SGD, cross-entropy, crops and mirror images) does after as many.",
+    expect=Higher("A3, long", than="classic, long"),
     reported=Reported(
         "ImageNet, ResNet-50: top-1 accuracy after 90 (classic, torchvision's), 100, 300 and 600 epochs",
         {"classic": 0.761, "A3": 0.781, "A2": 0.798, "A1": 0.804},
@@ -237,54 +258,66 @@ _SCALED_DOWN = (
 )
 def pays_in_long_trainings(lab: Lab) -> Measured:
     arms: dict[str, float | Curve] = {}
-    for name, treat in (("A2", resnet_strikes_back), ("classic", classic)):
-        runs = {length: lab.train(treat(_plain(lab, length))) for length in ("short", "middle", "long")}
-        scores = {length: trained.accuracy() for length, trained in runs.items()}
-        arms |= {f"{name}, {length}": score for length, score in scores.items()}
+    for name in ("classic", "A3"):
+        lengths = ("short", "middle", "long")
+        runs = [lab.train(_classic(lab, length) if name == "classic" else _procedure(lab, name, length)) for length in lengths]
+        scores = [trained.accuracy() for trained in runs]
+        arms[f"{name}, long"] = scores[-1]
         arms[name] = Curve(
-            list(scores.values()),
-            [trained.recipe.epochs for trained in runs.values()],
-            cost=Cost(seconds=runs["long"].seconds, parameters=runs["long"].parameters),
+            scores,
+            [trained.recipe.epochs for trained in runs],
+            cost=runs[-1].cost,
             x_name="epochs of the whole training",
             y_name="test accuracy",
         )
-    return arms
+    # The stronger procedure, which the paper has for three times as long a training.
+    return {**arms, "A2, long": lab.train(_procedure(lab, "A2", "long")).accuracy()}
 
 
 @claim(
-    "On mixed batches binary cross-entropy, with every class of a mixture as there, is no less accurate than cross-entropy with "
-    "shares of the classes by a point, all else being as in A2.",
-    expect=Higher("binary cross-entropy", than="cross-entropy", by=-0.01),
-    scaled_down=_SCALED_DOWN + " 20 epochs.",
+    "In a short training it does not pay: after 10 epochs the classic procedure classifies test images better than A3.",
+    expect=Lower("A3, short", than="classic, short"),
+    scaled_down=_SCALED_DOWN,
     unit="test accuracy",
     needs=("fashion-mnist",),
 )
-def binary_cross_entropy_suits_mixtures(lab: Lab) -> Measured:
-    plain = _plain(lab, "middle")
+def does_not_pay_in_short_trainings(lab: Lab) -> Measured:
     return {
-        "binary cross-entropy": lab.train(resnet_strikes_back(plain)).accuracy(),
-        "cross-entropy": lab.train(resnet_strikes_back(plain, without=("bce",))).accuracy(),
+        "A3, short": lab.train(_procedure(lab, "A3", "short")).accuracy(),
+        "classic, short": lab.train(_classic(lab, "short")).accuracy(),
     }
 
 
 @claim(
-    "No ingredient is in the way: leaving any one of them out of A2 (AdamW instead of LAMB, cross-entropy instead of binary "
-    "cross-entropy, no RandAugment, no mixing, no copies, no drop path) makes it better by less than a point.",
+    "On mixed batches binary cross-entropy, with every class of a mixture as there, is no less accurate than cross-entropy with "
+    "shares of the classes by a point, all else being as in A3.",
+    expect=Higher("binary cross-entropy", than="cross-entropy", by=-0.01),
+    scaled_down=_SCALED_DOWN + " 60 epochs.",
+    unit="test accuracy",
+    needs=("fashion-mnist",),
+)
+def binary_cross_entropy_suits_mixtures(lab: Lab) -> Measured:
+    return {
+        "binary cross-entropy": lab.train(_procedure(lab, "A3", "middle")).accuracy(),
+        "cross-entropy": lab.train(_procedure(lab, "A3", "middle", without=("bce",))).accuracy(),
+    }
+
+
+@claim(
+    "No ingredient is in the way: leaving any one of them out of A3 (AdamW instead of LAMB, cross-entropy instead of binary "
+    "cross-entropy, no RandAugment, no mixing) makes it better by less than a point.",
     expect=(
-        Lower("without lamb", than="all", by=-0.01),
-        Lower("without bce", than="all", by=-0.01),
-        Lower("without rand_augment", than="all", by=-0.01),
-        Lower("without mixing", than="all", by=-0.01),
-        Lower("without repeats", than="all", by=-0.01),
-        Lower("without drop_path", than="all", by=-0.01),
+        Lower("without lamb", than="A3", by=-0.01),
+        Lower("without bce", than="A3", by=-0.01),
+        Lower("without rand_augment", than="A3", by=-0.01),
+        Lower("without mixing", than="A3", by=-0.01),
     ),
-    scaled_down=_SCALED_DOWN + " 20 epochs.",
+    scaled_down=_SCALED_DOWN + " 60 epochs.",
     unit="test accuracy",
     needs=("fashion-mnist",),
 )
 def every_ingredient_is_worth_it(lab: Lab) -> Measured:
-    plain = _plain(lab, "middle")
-    arms = {"all": lab.train(resnet_strikes_back(plain)).accuracy()}
-    for name in INGREDIENTS:
-        arms[f"without {name}"] = lab.train(resnet_strikes_back(plain, without=(name,))).accuracy()
+    arms = {"A3": lab.train(_procedure(lab, "A3", "middle")).accuracy()}
+    for name in ("lamb", "bce", "rand_augment", "mixing"):
+        arms[f"without {name}"] = lab.train(_procedure(lab, "A3", "middle", without=(name,))).accuracy()
     return arms
