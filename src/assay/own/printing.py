@@ -143,7 +143,7 @@ def print_suspects(found: Suspects, out: Path | None = None) -> None:
     elif numbers and found.cut:
         to.print(f"The first [bold]{found.cut}[/] are far off: look for typing errors and mixed units.", highlight=False)
     else:
-        to.print("No label is to be doubted: there is nothing to mend.", highlight=False)
+        to.print("Too few labels look wrong to tell them from the model's own mistakes.", highlight=False)
     for note in found.notes:
         to.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
     where = f"written to {out}" if out is not None else "--out suspects.csv writes them"
@@ -160,7 +160,10 @@ def print_queue(queue: Queue) -> None:
     before = f"; {queue.settled} are settled already" if queue.settled else ""
     before += f", {queue.open} open, since people differ" if queue.open else ""
     if not queue.items:
-        to.print(f"There is nothing to ask: no label is to be doubted{before}.", highlight=False)
+        to.print(
+            f"There is nothing to ask: too few labels look wrong{before}; --most 50 asks about the most suspicious all the same.",
+            highlight=False,
+        )
         return
     to.print(f"\n[bold]{len(queue.items)}[/] labels to look at{before}.", highlight=False)
     share = found["expected_at_cut"]
