@@ -1,5 +1,6 @@
 """Each method against what it must leave alone, prices and speed-ups by hand, and the claims at smoke scale."""
 
+import time
 from functools import partial
 
 import pytest
@@ -32,6 +33,7 @@ from assay.papers.training.compute_efficient import (
     small_net,
     superconvergence,
     training_flops,
+    where_time_goes,
     which_speedups_pay,
 )
 from assay.recipe import Recipe
@@ -270,6 +272,60 @@ def test_what_methods_save(treat: object, low: float, high: float, images: Datas
     plain = recipe(images)
     ratio = training_flops(treat(plain), 96) / training_flops(plain, 96)  # type: ignore[operator]
     assert low - 0.01 <= ratio <= high + 0.01
+
+
+def test_the_bottleneck_is_found(images: Dataset) -> None:
+    """A part that is made slow takes most of the time, whichever it is."""
+    plain = recipe(images)
+    slow = {
+        "data": plain.replace(augment=_slowly),
+        "forward": plain.replace(model=_Slow),
+        "backward": plain.replace(loss=_slow_loss),
+        "optimizer": plain.replace(optimizer=_SlowSGD),
+    }
+    for name, made in slow.items():
+        shares = where_time_goes(made)
+        assert sum(shares.values()) == pytest.approx(1)
+        assert max(shares, key=shares.__getitem__) == name
+    with pytest.raises(AssayError, match="single batch"):
+        where_time_goes(plain.replace(batch_size=96))
+    with pytest.raises(AssayError, match="accumulate"):
+        where_time_goes(plain.replace(accumulate=2))
+
+
+def _work() -> None:
+    end = time.process_time() + 0.02
+    while time.process_time() < end:
+        pass
+
+
+def _slowly(inputs: Tensor, generator: torch.Generator) -> Tensor:
+    _work()
+    return inputs
+
+
+def _slow_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    _work()
+    return F.cross_entropy(logits, labels)
+
+
+class _Slow(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net(1, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        _work()
+        return self.net(inputs)
+
+
+class _SlowSGD(torch.optim.SGD):
+    def __init__(self, parameters: object) -> None:
+        super().__init__(parameters, lr=0.01)  # type: ignore[arg-type]
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        _work()
+        super().step()
 
 
 def test_a_price_is_read_between_the_lengths() -> None:

@@ -37,7 +37,15 @@ from torch import nn
 
 from assay.nn.convnet import classifier, plain_layers
 from assay.paper import Above, Below, Cost, Curve, Higher, Score, claim
-from assay.papers.training.compute_efficient.benchmark import BASELINE, Benchmark, Point, benchmark, price_at, training_flops
+from assay.papers.training.compute_efficient.benchmark import (
+    BASELINE,
+    Benchmark,
+    Point,
+    benchmark,
+    price_at,
+    training_flops,
+    where_time_goes,
+)
 from assay.papers.training.compute_efficient.methods import (
     averaged_weights,
     budgeted,
@@ -73,6 +81,7 @@ __all__ = [
     "size_at",
     "superconvergence",
     "training_flops",
+    "where_time_goes",
 ]
 
 METHODS: dict[str, Callable[[Recipe], Recipe]] = {

@@ -14,11 +14,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from assay import clock
 from assay.errors import AssayError
 from assay.recipe import Recipe
 from assay.train.compare import accuracy, compare
+from assay.train.hooks import InputHook, Run
 from assay.train.loop import Trained, fit
 
 if TYPE_CHECKING:
@@ -71,6 +74,63 @@ def training_flops(recipe: Recipe, examples: int = 256) -> float:
     with FlopCounterMode(display=False) as counter:
         fit(part, seed=0)
     return float(counter.get_total_flops()) * count / few
+
+
+class _Stopwatch(InputHook):
+    """Adds up what passes between the moments of a step, over all epochs but the first, which warms everything up."""
+
+    def __init__(self) -> None:
+        self.spent = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)
+        self.last: float | None = None
+
+    def _mark(self, name: str, run: Run) -> None:
+        now = clock.seconds(run.device)
+        if self.last is not None and run.epoch > 0:
+            self.spent[name] += now - self.last
+        self.last = now
+
+    def before_forward(self, run: Run) -> None:
+        self._mark("data", run)
+
+    def before_loss(self, run: Run) -> None:
+        self._mark("forward", run)
+
+    def after_backward(self, run: Run) -> None:
+        self._mark("backward", run)
+
+    def after_step(self, run: Run) -> None:
+        self._mark("optimizer", run)
+
+    def after_epoch(self, run: Run) -> None:
+        self.last = None  # what happens between epochs is no part of a step
+
+
+def where_time_goes(recipe: Recipe, steps: int = 50, seed: int = 0, device: torch.device | str = "cpu") -> dict[str, float]:
+    """Which part of a training is the bottleneck: a method that spares another part saves operations and no time.
+
+    Args:
+        recipe: what is trained, for two short epochs of which the second is timed.
+        steps: of the second epoch, at most; fewer where the data are over before.
+        seed: of the training.
+        device: where to train.
+
+    Returns:
+        Shares of the time, which add up to 1: ``"data"`` (gathering and augmenting a batch, and what hooks do to it),
+        ``"forward"``, ``"backward"`` (the loss and its gradients, clipping) and ``"optimizer"`` (with its schedule).
+
+    Raises:
+        AssayError: batches are cut into parts (``accumulate``), whose passes alternate, or there is one batch only.
+    """
+    if recipe.accumulate > 1:
+        raise AssayError("Batches that are cut into parts cannot be timed so: take accumulate=1 and a smaller batch_size.")
+    few = min(len(recipe.data.train), steps * recipe.batch_size)
+    if few <= recipe.batch_size:
+        raise AssayError(f"{recipe.data.name!r} makes a single batch; the time of a step is known from the second one on.")
+    watch = _Stopwatch()
+    part = recipe.replace(data=recipe.data.subset(train=few, seed=seed), epochs=2, watch=(), hooks=(*recipe.hooks, watch))
+    fit(part, seed, device)
+    whole = sum(watch.spent.values())
+    return {name: spent / whole for name, spent in watch.spent.items()}
 
 
 @dataclass(frozen=True)
