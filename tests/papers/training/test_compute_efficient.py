@@ -395,4 +395,4 @@ def test_claims_at_smoke_scale(home: object) -> None:
     assert set(finish_the_schedule(lab)) == {"full length", "quarter, schedule finished", "quarter, stopped"}
     arms = which_speedups_pay(lab)
     assert arms["baseline"].number == 1.0  # type: ignore[union-attr]
-    assert arms["averaged weights, operations saved"] == pytest.approx(0.0)
+    assert arms["hard examples only, operations saved"] > 0.2
