@@ -1,24 +1,20 @@
 """Compute-efficient deep learning: ways to train faster, and rules by which one sees which of them pays.
 
-A network is trained by a program of three components: the *function* (model and weights), the *data* (examples and what is made
-of them) and the *optimisation* (objective and algorithm). A speed-up changes what that program means, in one of five ways:
+A network is trained by a program of three components: the function (model and weights), the data (examples and what is made of
+them) and the optimisation (objective and algorithm). A speed-up changes what that program means, in one of five ways:
 
-    =========  ========================================  ===================================================
-    action     what it does                              here
-    =========  ========================================  ===================================================
-    remove     leave something out                       selective_backprop, data_pruning, layer_freezing
-    restrict   let something take fewer values           progressive_resizing
-    reorder    do it at another time                     budgeted, superconvergence
-    replace    take something else for it                (architectures have papers of their own)
-    retrofit   add something that pays for itself        averaged_weights, label_smoothing
-    =========  ========================================  ===================================================
+    remove     selective_backprop, data_pruning, layer_freezing
+    restrict   progressive_resizing (what a thing may be)
+    reorder    budgeted, superconvergence (when it happens)
+    replace    architectures, which have papers of their own
+    retrofit   averaged_weights, label_smoothing
 
-Most such papers cannot be compared with one another, and the survey says how they could: by *curves* of quality against price,
-from trainings of several lengths whose schedules all come to their end; in seconds and in operations, since an operation saved
-is not always a second saved; baseline and method tuned alike. :func:`benchmark` does that for any recipe and any treatments:
+Most such papers cannot be compared with one another, and the survey says how they could: by curves of quality against price, from
+trainings of several lengths whose schedules all come to their end; in seconds and in operations, since an operation saved is not
+always a second saved; baseline and method tuned alike. :func:`benchmark` does that for any recipe and any treatments:
 
-    found = benchmark(recipe, {"resizing": progressive_resizing, "pruning": data_pruning}, epochs=(4, 8, 16))
-    print(found.table())
+    methods = {"small first": progressive_resizing, "pruned": data_pruning}
+    print(benchmark(recipe, methods, epochs=(4, 8, 16)).table())
 
 Source: Bartoldson, Kailkhura and Blalock, "Compute-Efficient Deep Learning: Algorithmic Trends and Opportunities", JMLR 24,
 2023. Methods: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers", 2019; Paul, Ganguli and Dziugaite,
