@@ -220,20 +220,38 @@ def test_steps_have_an_end_and_bad_settings_are_refused() -> None:
 
 def test_one_step_of_descent_is_that_of_the_loss() -> None:
     X, y = spirals(60)
-    model = started(X, y)
-    twin = mlp(2, 3, (30,))
+    X, model = X.double(), started(X, y).double()
+    twin = mlp(2, 3, (30,)).double()
     twin.load_state_dict(model.state_dict())
     wrong = predictions(model, X) != y
     assert wrong.any()
     for emphasis in (1.0, 10.0):
-        weights = 1 + (emphasis - 1) * wrong.float()
+        weights = 1 + (emphasis - 1) * wrong.double()
         twin.load_state_dict(model.state_dict())
         sgd = torch.optim.SGD(twin.parameters(), lr=0.1)
         descend(twin, X, y, sgd, 1, batch_size=60, emphasis=emphasis, generator=torch.Generator().manual_seed(0))
         loss = (F.cross_entropy(model(X), y, reduction="none") * weights).sum() / weights.sum()
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         for moved, stood, gradient in zip(twin.parameters(), model.parameters(), gradients, strict=True):
-            torch.testing.assert_close(moved, stood - 0.1 * gradient, atol=1e-6, rtol=1e-5)
+            torch.testing.assert_close(moved, stood - 0.1 * gradient)
+
+
+def test_where_nothing_is_wrong_there_is_nothing_to_do() -> None:
+    """Token ids too, of which none has to change over."""
+    words = torch.randint(20, (30, 12), generator=torch.Generator().manual_seed(0))
+    model = _Bag(20, 2)
+    labels = predictions(model, words)
+    walk = tunnel_train(model, words, labels, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert (walk.lam, walk.steps) == (1, 0)
+    assert {point.errors for point in walk.history} == {0}
+
+
+def test_rounding_leaves_no_stage_just_short_of_the_real_data() -> None:
+    X, y = spirals()
+    model = started(X, y)
+    step = (1 - 1e-12) / 3  # and twice that: a hair less than 1
+    walk = tunnel_train(model, X, predictions(model, X), torch.optim.SGD(model.parameters(), lr=0.1), step=step)
+    assert [point.lam for point in walk.history] == [step, 1.0]
 
 
 # ---------------------------------------------------------------------------------------------------- in a recipe

@@ -109,6 +109,8 @@ def test_the_loss_by_hand(auxiliary: str) -> None:
     torch.testing.assert_close(given, expected)
     with pytest.raises(ValueError, match="auxiliary"):
         NeuralAugmentation(model, inputs[:1], "sharpness")
+    with pytest.raises(AssayError, match="convolutions"):
+        NeuralAugmentation(nn.Flatten(), inputs[:1], "style")
 
 
 def test_gradients_reach_the_augmenter_through_the_new_images_alone() -> None:
@@ -210,6 +212,18 @@ def test_traditional_changes_move_a_spot_where_they_should() -> None:
     assert zoomed.min() == pytest.approx(8 / 1.2, abs=0.1)
     assert zoomed.max() == pytest.approx(8 / 0.8, abs=0.2)
     torch.testing.assert_close(centre(shear=0.2)[:, 0].abs(), torch.full((300,), 8.0), atol=0.1, rtol=0)  # in the middle row
+
+
+def test_turning_an_oblong_image_keeps_lengths() -> None:
+    spot = torch.zeros(300, 1, 33, 65)
+    spot[:, :, 15:18, 39:42] = 1  # 8 pixels right of the middle
+    still = {"shift": 0.0, "zoom": 0.0, "shear": 0.0, "shade": 0.0, "share": 1.0}
+    turned = traditional(spot, torch.Generator().manual_seed(1), turn=60.0, **still)
+    mass = turned.sum(dim=(1, 2, 3))
+    right = (turned.sum(dim=(1, 2)) * (torch.arange(65) - 32.0)).sum(dim=1) / mass
+    down = (turned.sum(dim=(1, 3)) * (torch.arange(33) - 16.0)).sum(dim=1) / mass
+    assert down.abs().max() > 6
+    torch.testing.assert_close(torch.hypot(right, down), torch.full((300,), 8.0), atol=0.15, rtol=0)
 
 
 # ---------------------------------------------------------------------------------------------------- in a recipe

@@ -22,23 +22,31 @@ Artificial Neural Network", 2023 (arXiv:2312.16060). How a stage is trained, and
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.nn import mlp
 from assay.paper import Below, Close, Cost, Curve, Lower, Reported, claim
+from assay.papers.training.errorless_training.floor import ConflictFloor, label_conflict_floor
+from assay.papers.training.errorless_training.tunnel import (
+    Match,
+    Point,
+    Tunnel,
+    clone_misclassified,
+    descend,
+    hybrid,
+    logits_of,
+    predictions,
+    stand_ins,
+    tunnel_train,
+)
 from assay.recipe import Recipe, probe, treatment
 from assay.train.hooks import InputHook, Run
 from assay.view import Collection, Ranked
@@ -47,288 +55,22 @@ if TYPE_CHECKING:
     from assay.lab import Lab
     from assay.paper import Measured
 
-Match = Literal["nearest", "random"]
-
-
-# ---------------------------------------------------------------------------------------------------- the ceiling
-
-
-class ConflictFloor(NamedTuple):
-    """What contradicting labels cost: see :func:`label_conflict_floor`.
-
-    Attributes:
-        best_accuracy: the highest training accuracy that any function of the inputs can have.
-        groups: (N,) int64; examples with the same number have the same input.
-        agreement: (N,) float64, of the examples with this input the share with this label; below 1 they contradict each other.
-        errors: the fewest errors of any function of the inputs.
-    """
-
-    best_accuracy: float
-    groups: Tensor
-    agreement: Tensor
-    errors: int
-
-
-def label_conflict_floor(X: Tensor, y: Tensor) -> ConflictFloor:
-    """The best training accuracy that is possible where identical inputs carry different labels.
-
-    Args:
-        X: (N, ...) of any type: images, rows of a table, token ids. Inputs are the same if all their numbers are; 0 and -0 are.
-        y: (N,) int64 labels.
-    """
-    groups = _same(X)
-    # Each input with each of its labels, and how often it has that one.
-    pairs, place, counts = torch.stack([groups, y.cpu()], dim=1).unique(dim=0, return_inverse=True, return_counts=True)
-    most = torch.zeros(int(groups.max()) + 1, dtype=torch.int64).scatter_reduce(0, pairs[:, 0], counts, "amax")
-    errors = len(y) - int(most.sum())
-    agreement = counts[place].double() / torch.bincount(groups)[groups]
-    return ConflictFloor(1 - errors / len(y), groups, agreement, errors)
-
-
-def _same(X: Tensor) -> Tensor:
-    """(N,) int64: a number for each input in order of appearance, the same where its bytes are."""
-    rows = X.detach().cpu().reshape(len(X), -1)
-    if rows.is_floating_point():
-        rows = rows + 0.0  # -0 becomes 0, which has other bytes
-    table = rows.contiguous().view(torch.uint8).numpy()
-    whole = table.view(np.dtype((np.void, table.shape[1]))).ravel()
-    _, first, groups = np.unique(whole, return_index=True, return_inverse=True)
-    return torch.from_numpy(first.argsort().argsort()[groups].astype(np.int64))
-
-
-# ---------------------------------------------------------------------------------------------------- the path
-
-
-@torch.no_grad()
-def logits_of(model: nn.Module, X: Tensor, chunk: int = 2048) -> Tensor:
-    """Outputs (N, C) of a network for (N, ...) inputs, in evaluation mode and on the network's device."""
-    modes = [(module, module.training) for module in model.modules()]
-    device = next(model.parameters()).device
-    model.eval()
-    found = torch.cat([model(part.to(device)) for part in X.split(chunk)])
-    for module, training in modes:
-        module.training = training
-    return found
-
-
-def predictions(model: nn.Module, X: Tensor) -> Tensor:
-    """The class that a network gives each of (N, ...) inputs: (N,) int64 on the network's device."""
-    return logits_of(model, X).argmax(dim=1)
-
-
-@torch.no_grad()
-def stand_ins(
-    X: Tensor, y: Tensor, right: Tensor, match: Match = "nearest", generator: torch.Generator | None = None, chunk: int = 512
-) -> Tensor:
-    """For every example the position of the one that stands in for it.
-
-    An example that is right is its own; one that is wrong gets a right one with the same label, and itself where its class has
-    none.
-
-    Args:
-        X: (N, ...), float (Euclidean distance) or int64 token ids (number of differing entries).
-        y: (N,) int64.
-        right: (N,) bool, which the network classifies correctly.
-        match: the ``"nearest"`` right one of the class, or a ``"random"`` one.
-        generator: for ``"random"``.
-        chunk: examples whose distances are computed at a time.
-
-    Returns:
-        (N,) int64 on the CPU.
-    """
-    y, right = y.cpu(), right.cpu()
-    source = torch.arange(len(y))
-    for label in y[~right].unique().tolist():
-        wrong = ((y == label) & ~right).nonzero().flatten()
-        known = ((y == label) & right).nonzero().flatten()
-        if not len(known):
-            continue
-        if match == "random":
-            source[wrong] = known[torch.randint(len(known), (len(wrong),), generator=generator)]
-            continue
-        others = X[known.to(X.device)].flatten(1).float()
-        power = 2.0 if X.is_floating_point() else 0.0  # the zeroth power counts the entries that differ
-        for part in wrong.split(chunk):
-            apart = torch.cdist(X[part.to(X.device)].flatten(1).float(), others, p=power)
-            source[part] = known[apart.argmin(dim=1).cpu()]
-    return source
-
-
-def clone_misclassified(
-    model: nn.Module, X: Tensor, y: Tensor, match: Match = "nearest", generator: torch.Generator | None = None
-) -> Tensor:
-    """Positions (N,) of the auxiliary data: ``X[clone_misclassified(model, X, y)]`` with labels ``y`` has no errors.
-
-    Args:
-        model: gives logits (B, C).
-        X: (N, ...).
-        y: (N,) int64.
-        match: see :func:`stand_ins`.
-        generator: for ``match="random"``.
-
-    Raises:
-        ValueError: of some class the network gets no example right, so that nothing can stand in.
-    """
-    right = predictions(model, X).to(y.device) == y
-    source = stand_ins(X, y, right, match, generator)
-    bare = ~right.cpu() & (source == torch.arange(len(y)))
-    if bare.any():
-        raise ValueError(
-            f"the network gets no example of class {int(y.cpu()[bare][0])} right that could stand in: train it longer first"
-        )
-    return source
-
-
-def hybrid(real: Tensor, clones: Tensor, lam: float) -> Tensor:
-    """On the way from the stand-ins (``lam=0``) to the real examples (``lam=1``), both (B, ...).
-
-    Numbers go straight. Token ids cannot be mixed: one position after the other changes over, in an order that is random and
-    the same for all examples.
-    """
-    if real.is_floating_point():
-        return torch.lerp(clones, real, lam)
-    turn = torch.rand(real[0].shape, generator=torch.Generator().manual_seed(0)).to(real.device)
-    return torch.where(turn < lam, real, clones)
-
-
-@dataclass(frozen=True)
-class Point:
-    """Where a training stood when it was looked at: steps taken, lambda, errors on the *real* data, seconds since the start."""
-
-    steps: int
-    lam: float
-    errors: int
-    seconds: float
-
-
-@dataclass
-class Tunnel:
-    """What :func:`tunnel_train` did.
-
-    Attributes:
-        lam: how far it came; 1 is the real data.
-        steps: gradient steps taken.
-        history: a :class:`Point` for each pass over the data.
-    """
-
-    lam: float = 0.0
-    steps: int = 0
-    history: list[Point] = field(default_factory=list)
-
-
-def descend(
-    model: nn.Module,
-    X: Tensor,
-    y: Tensor,
-    optimizer: torch.optim.Optimizer,
-    steps: int,
-    batch_size: int = 512,
-    enough: int = 0,
-    emphasis: float = 1.0,
-    generator: torch.Generator | None = None,
-    look: Callable[[int, Tensor], None] | None = None,
-) -> tuple[bool, int]:
-    """Train with cross-entropy until no more than ``enough`` examples are wrong; they are counted after each pass.
-
-    Args:
-        model: gives logits; it is trained in the mode that it is in.
-        X: (N, ...), on the model's device.
-        y: (N,) int64, there too.
-        optimizer: of the model's parameters.
-        steps: at most so many.
-        batch_size: examples in a step; N or more takes all.
-        enough: errors that may be left.
-        emphasis: weight of examples that were wrong at the last count, beside 1 for the others (a control; the method has 1).
-        generator: of the order, on the CPU.
-        look: is told ``(steps taken, (N,) bool which are wrong)`` at every count.
-
-    Returns:
-        Whether it got there, and the steps that it took.
-    """
-    taken = 0
-    while True:
-        wrong = predictions(model, X) != y
-        errors = int(wrong.sum())
-        if look is not None:
-            look(taken, wrong)
-        if errors <= enough or taken >= steps:
-            return errors <= enough, taken
-        weights = torch.where(wrong, emphasis, 1.0)
-        for rows in torch.randperm(len(y), generator=generator).to(X.device).split(batch_size)[: steps - taken]:
-            optimizer.zero_grad(set_to_none=True)
-            losses = F.cross_entropy(model(X[rows]), y[rows], reduction="none")
-            (losses @ weights[rows] / weights[rows].sum()).backward()
-            optimizer.step()
-            taken += 1
-
-
-def tunnel_train(
-    model: nn.Module,
-    X: Tensor,
-    y: Tensor,
-    optimizer: torch.optim.Optimizer,
-    step: float = 0.1,
-    min_step: float = 1e-3,
-    inner_steps: int = 500,
-    max_steps: int = 10_000,
-    batch_size: int = 512,
-    match: Match = "nearest",
-    generator: torch.Generator | None = None,
-    watch: Callable[[Point], None] | None = None,
-) -> Tunnel:
-    """Gradient descent tunnelling, from a network that was trained as usual; it is left at the last stage that was reached.
-
-    Args:
-        model: gives logits (B, C); its weights are changed.
-        X: (N, ...), on the model's device.
-        y: (N,) int64, there too.
-        optimizer: of the model's parameters; its state goes back with the weights when a stage fails.
-        step: of lambda at the start. It is doubled after a stage that took a quarter of its steps or fewer.
-        min_step: the path ends when a stage fails and half its step would be smaller.
-        inner_steps: gradient steps that a stage may take. The first needs most: its start is right by the narrowest margins.
-        max_steps: gradient steps of all stages, those of failed ones too.
-        batch_size: examples in a step.
-        match: which stand-in, see :func:`stand_ins`.
-        generator: of the order and of random stand-ins, on the CPU.
-        watch: is told every :class:`Point` while the network stands there.
-
-    At the last stage, on the real data, as many errors may stay as contradicting labels make unavoidable.
-
-    Raises:
-        ValueError: a class of which nothing is right, or steps that are not positive.
-    """
-    if not 0 < min_step <= step or inner_steps < 1 or max_steps < 1:
-        raise ValueError(f"steps must be positive and min_step at most step, not {step}, {min_step}, {inner_steps}, {max_steps}")
-    source = clone_misclassified(model, X, y, match, generator)
-    moved = (source != torch.arange(len(y))).nonzero().flatten().to(X.device)
-    real, clones = X[moved], X[source.to(X.device)[moved]]
-    mixed, unavoidable = X.clone(), label_conflict_floor(X, y).errors
-    walk, began = Tunnel(), time.perf_counter()
-
-    def look(taken: int, wrong: Tensor) -> None:
-        # Examples without a stand-in are the same here and in the real data.
-        errors = int(wrong.sum() - wrong[moved].sum()) + int((predictions(model, real) != y[moved]).sum())
-        walk.history.append(Point(walk.steps + taken, ahead, errors, time.perf_counter() - began))
-        if watch is not None:
-            watch(walk.history[-1])
-
-    kept = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-    while walk.lam < 1 and walk.steps < max_steps:
-        ahead = min(1.0, walk.lam + step)
-        mixed[moved] = hybrid(real, clones, ahead)
-        allowed, enough = min(inner_steps, max_steps - walk.steps), unavoidable if ahead == 1 else 0
-        arrived, taken = descend(model, mixed, y, optimizer, allowed, batch_size, enough, generator=generator, look=look)
-        walk.steps += taken
-        if arrived:
-            walk.lam, kept = ahead, copy.deepcopy((model.state_dict(), optimizer.state_dict()))
-            step = 2 * step if taken <= inner_steps // 4 else step
-            continue
-        model.load_state_dict(kept[0])
-        optimizer.load_state_dict(copy.deepcopy(kept[1]))
-        if step / 2 < min_step:
-            break
-        step /= 2
-    return walk
+__all__ = [
+    "ConflictFloor",
+    "Continuation",
+    "Point",
+    "Tunnel",
+    "clone_misclassified",
+    "contradict",
+    "descend",
+    "errorless_training",
+    "hybrid",
+    "label_conflict_floor",
+    "label_conflicts",
+    "predictions",
+    "stand_ins",
+    "tunnel_train",
+]
 
 
 # ---------------------------------------------------------------------------------------------------- in a recipe
@@ -346,7 +88,7 @@ class Continuation(InputHook):
         match: which stand-in, see :func:`stand_ins`.
 
     Stand-ins come as they lie in the data, without the recipe's augmentation. In a class of which nothing is right yet the
-    example that comes nearest to it stands in.
+    example that comes nearest to it stands in. A training of a single epoch leaves no room for a path and stays as it is.
     """
 
     begin: float = 0.3
@@ -427,8 +169,20 @@ _RATES = (1e-3, 3e-3, 1e-2)
 _WAYS = ("continuation", "training on", "errors weigh more")
 
 
-def train_on(data: Dataset, hidden: int, way: str, rate: float, before: int, steps: int, seed: int) -> dict[str, Tensor]:
-    """From a perceptron after some steps of Adam, take so many further ones in one of three ways.
+def train_as_usual(data: Dataset, hidden: int, steps: int, seed: int) -> dict[str, Tensor]:
+    """Where every way starts: ``weights`` (P,) of a perceptron after so many steps of Adam."""
+    X, y = data.train.inputs, data.train.labels
+    assert isinstance(X, Tensor)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = mlp(X[0].numel(), data.num_classes, (hidden,))
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    descend(model, X, y, adam, steps, _BATCH, generator=torch.Generator().manual_seed(seed))
+    return {"weights": nn.utils.parameters_to_vector(model.parameters()).detach()}
+
+
+def train_on(data: Dataset, hidden: int, weights: Tensor, way: str, rate: float, steps: int, seed: int) -> dict[str, Tensor]:
+    """From a perceptron with these weights, take so many steps of Adam in one of three ways.
 
     ``"continuation"`` is :func:`tunnel_train`; what it leaves of the steps, because it got stuck, is spent on the real data.
     Every way ends before its time where no avoidable error is left.
@@ -443,14 +197,13 @@ def train_on(data: Dataset, hidden: int, way: str, rate: float, before: int, ste
     rows: list[tuple[float, float, float, float]] = []
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
         model = mlp(X[0].numel(), data.num_classes, (hidden,))
+    nn.utils.vector_to_parameters(weights, model.parameters())
 
     def note(taken: int, lam: float, errors: int) -> None:
         rows.append((taken, lam, errors, (predictions(model, test_X) == data.test.labels).double().mean().item()))
 
     adam = partial(torch.optim.Adam, fused=True)  # as the loop takes it: of so small a network a step is a tenth
-    descend(model, X, y, adam(model.parameters(), lr=1e-3), before, _BATCH, generator=order)
     note(0, 0.0, int((predictions(model, X) != y).sum()))
     taken, reached = 0, 0.0
     if way == "continuation":
@@ -473,10 +226,13 @@ def _ways(
     lab: Lab, data: Dataset, hidden: int, steps: int, ways: tuple[str, ...] = _WAYS, rates: tuple[float, ...] = _RATES
 ) -> dict[str, list[dict[str, Tensor]]]:
     """Each way at each of the rates, the one with the fewest training errors first."""
-    found, before = {}, lab.pick(smoke=200, laptop=1000, full=3000)
+    common = {"data": data, "hidden": hidden, "seed": lab.seed}
+    start = lab.remember(train_as_usual, **common, steps=lab.pick(smoke=200, laptop=1000, full=3000))
+    found, given = {}, {**common, "weights": start["weights"], "steps": steps}
     for way in ways:
-        given = {"data": data, "hidden": hidden, "way": way, "before": before, "steps": steps, "seed": lab.seed}
-        runs = [lab.remember(train_on, **given, rate=rate) for rate in lab.pick(smoke=rates[:1], laptop=rates, full=rates)]
+        runs = [
+            lab.remember(train_on, **given, way=way, rate=rate) for rate in lab.pick(smoke=rates[:1], laptop=rates, full=rates)
+        ]
         found[way] = sorted(runs, key=lambda run: float(run["errors"].min()))
     return found
 
@@ -517,8 +273,8 @@ _TUNED = "after 1,000 of usual training; the best of three rates for each, Adam 
 
 
 @claim(
-    "With 10% of the labels wrong, continuation from a conventionally trained network leaves fewer training errors than as many "
-    "steps of training on, and than as many with a weight of ten on what is wrong.",
+    "With 10% of the labels wrong, continuation from a conventionally trained network comes down to fewer training errors than "
+    "as many steps of training on, and than as many with a weight of ten on what is wrong.",
     expect=(Lower("continuation", than="training on"), Lower("continuation", than="errors weigh more")),
     reported=_REPORTED,
     scaled_down=f"2,000 digits of 16x16 pixels and a perceptron 256-24-10 for 2,000 steps instead of ImageNet; {_TUNED}.",
@@ -529,8 +285,8 @@ def fewer_errors_on_wrong_labels(lab: Lab) -> Measured:
 
 
 @claim(
-    "In a network that is just large enough, continuation from a conventionally trained network leaves fewer training errors "
-    "than as many steps of training on, and than as many with a weight of ten on what is wrong.",
+    "In a network just too small for plain training to end without errors, continuation from a conventionally trained one comes "
+    "down to fewer training errors than as many steps of training on, and than as many with a weight of ten on what is wrong.",
     expect=(Lower("continuation", than="training on"), Lower("continuation", than="errors weigh more")),
     reported=_REPORTED,
     scaled_down=f"Digits of 8x8 pixels and a perceptron 64-5-10 for 3,000 steps instead of ImageNet; {_TUNED}.",

@@ -15,13 +15,14 @@ paper's control feeds A the same image twice; a plainer one takes the mean of th
 
 Source: Perez and Wang, "The Effectiveness of Data Augmentation in Image Classification using Deep Learning", 2017. Its third
 way, images restyled by CycleGANs that were trained on paintings and seasons, needs generators that do not come with the data
-and is left out.
+and is left out. How the two classification losses are weighed against each other (here evenly) and the scale of the Gram
+matrices are reconstructed. That made images stay out of the running statistics of batch normalisation is our addition.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -34,12 +35,28 @@ from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.nn.layers import watching
 from assay.paper import Close, Higher, Lower, Reported, claim
+from assay.papers.training.neural_augmentation.by_hand import only_images, traditional, traditional_augmentation
 from assay.recipe import Recipe, per_example, treatment, with_loss
 from assay.train.mixing import Mixing
 
 if TYPE_CHECKING:
     from assay.lab import Lab
     from assay.paper import Measured
+
+__all__ = [
+    "NeuralAugmentation",
+    "NeuralAugmenter",
+    "SmallNet",
+    "content_loss",
+    "gram",
+    "neural_augmentation",
+    "same_class_pairs",
+    "statistics_kept",
+    "style_loss",
+    "traditional",
+    "traditional_augmentation",
+    "two_classes",
+]
 
 Auxiliary = Literal["none", "content", "style"]
 
@@ -149,7 +166,7 @@ class NeuralAugmentation(nn.Module):
 
     Args:
         model: the classifier, which is run a second time, on the new images. It is no part of this module.
-        example: (1, C, H, W), for the number of channels.
+        example: (1, C, H, W), for the number of channels and the device.
         auxiliary: what the new image is compared with a third one by: ``"none"``, ``"content"`` or ``"style"`` (of all
             convolutions of the classifier).
         alpha: weight of the classification where there is such a comparison; without it is 1 (paper: 0.75).
@@ -177,10 +194,14 @@ class NeuralAugmentation(nn.Module):
             raise ValueError(f"auxiliary must be 'none', 'content' or 'style', not {auxiliary!r}")
         self.auxiliary, self.share = auxiliary, share
         self.alpha, self.beta = (1.0, 0.0) if auxiliary == "none" else (alpha, beta)
-        self.augmenter = NeuralAugmenter(example.shape[1], width, depth)
+        self.augmenter = NeuralAugmenter(example.shape[1], width, depth).to(example.device)
         self._model = (model,)  # in a tuple, so that its parameters are not counted as this module's
         style = auxiliary == "style"
         self._filters = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)] if style else []
+        if style and not self._filters:
+            raise AssayError(
+                "Style is compared by the network's convolutions, and it has none: take auxiliary='content' or 'none'."
+            )
 
     def partners(self, labels: Tensor) -> Tensor:
         """Positions (B,) of the images that are laid over those of the batch."""
@@ -219,83 +240,10 @@ def neural_augmentation(recipe: Recipe, auxiliary: Auxiliary = "none", alpha: fl
     Raises:
         AssayError: the data are no images, or have no classes; several devices.
     """
-    _images(recipe, "Neural augmentation")
+    only_images(recipe, "Neural augmentation")
     if recipe.devices > 1:
         raise AssayError("Neural augmentation runs the network a second time within the loss, which one device alone can do.")
     return with_loss(recipe, per_example(NeuralAugmentation, auxiliary=auxiliary, alpha=alpha, beta=beta))
-
-
-def _images(recipe: Recipe, what: str) -> None:
-    inputs = recipe.data.train.inputs
-    if not isinstance(inputs, Tensor) or inputs.dim() != 4:
-        raise AssayError(f"{what} makes images out of images, and {recipe.data.name!r} has none: take it for image folders.")
-
-
-# ---------------------------------------------------------------------------------------------------- by hand
-
-
-def traditional(
-    images: Tensor,
-    generator: torch.Generator,
-    share: float = 0.5,
-    shift: float = 0.1,
-    zoom: float = 0.15,
-    turn: float = 15.0,
-    shear: float = 0.1,
-    shade: float = 0.1,
-) -> Tensor:
-    """Traditional augmentation, for ``Recipe(augment=...)``: shifted, zoomed, turned, sheared, mirrored and shaded at random.
-
-    Args:
-        images: (B, C, H, W).
-        generator: source of the random numbers, on the images' device.
-        share: probability that an image is changed at all; half of them, as the paper doubles its set by a copy of each.
-        shift: at most, as a share of the width.
-        zoom: in or out at most, as a share.
-        turn: at most, degrees.
-        shear: at most, as a share of the width over the height.
-        shade: by which every channel is made lighter or darker at most, as a share.
-
-    Returns:
-        (B, C, H, W); beyond the border the image is reflected. The paper does not tell its ranges: these are usual ones.
-    """
-    count, channels = images.shape[:2]
-
-    def draw(*shape: int) -> Tensor:
-        return 2 * torch.rand(*shape, generator=generator, device=images.device, dtype=images.dtype) - 1
-
-    angle, scale = torch.deg2rad(turn * draw(count)), 1 + zoom * draw(count)
-    mirror = torch.where(draw(count) < 0, -1.0, 1.0).to(images.dtype)
-    cosine, sine = angle.cos() * scale, angle.sin() * scale
-    rows = torch.stack([mirror * cosine, mirror * (shear * draw(count) - sine), 2 * shift * draw(count)], dim=1)
-    columns = torch.stack([sine, cosine, 2 * shift * draw(count)], dim=1)
-    grid = F.affine_grid(torch.stack([rows, columns], dim=1), list(images.shape), align_corners=False)
-    moved = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
-    moved = moved * (1 + shade * draw(count, channels, 1, 1))
-    changed = (draw(count) + 1) / 2 < share
-    return torch.where(changed[:, None, None, None], moved, images)
-
-
-@treatment
-def traditional_augmentation(recipe: Recipe, share: float = 0.5) -> Recipe:
-    """Train with the traditional changes of half of the images, see :func:`traditional`; where the recipe augments, beside that.
-
-    Raises:
-        AssayError: the data are no images.
-    """
-    _images(recipe, "Traditional augmentation")
-    if recipe.augment is None:
-        return recipe.replace(augment=partial(traditional, share=share))
-    return recipe.replace(augment=partial(_both, first=recipe.augment, second=partial(traditional, share=share)))
-
-
-def _both(
-    images: Tensor,
-    generator: torch.Generator,
-    first: Callable[[Tensor, torch.Generator], Tensor],
-    second: Callable[[Tensor, torch.Generator], Tensor],
-) -> Tensor:
-    return second(first(images, generator), generator)
 
 
 # -------------------------------------------------------------------------------------------------------- the claims
