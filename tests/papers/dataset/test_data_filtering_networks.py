@@ -34,6 +34,7 @@ from assay.papers.dataset.data_filtering_networks import (
 )
 from assay.papers.labels.elr import elr
 from assay.recipe import Recipe
+from assay.train.hooks import InputHook, Run
 from assay.train.loop import fit
 
 
@@ -199,19 +200,30 @@ def test_treatment_keeps_what_fits_and_sees_as_many(table: Dataset) -> None:
     assert ours.accuracy() > theirs.accuracy() + 0.1
 
 
-def test_batches_keep_their_size_and_hold_kept_examples_alone(table: Dataset) -> None:
-    seen: list[Tensor] = []
+@dataclasses.dataclass(frozen=True)
+class Watching(InputHook):
+    """Keeps what the network is about to see."""
 
-    def watching(logits: Tensor, labels: Tensor) -> Tensor:
-        seen.append(labels)
-        return F.cross_entropy(logits, labels)
+    seen: list[tuple[Tensor, Tensor, Tensor]] = dataclasses.field(default_factory=list, compare=False)
 
-    data = noisy(table)
-    plain = Recipe(data, model=partial(mlp, 8, 2, (8,)), loss=watching, epochs=2, batch_size=40, watch=())
-    trained = fit(data_filtering_networks(plain, 0.5), 0)
-    assert [len(labels) for labels in seen] == [40] * 16
-    share = data.train.labels[trained.memory["filter.kept"]].double().mean()
-    assert torch.cat(seen).double().mean() == pytest.approx(float(share), abs=0.1)
+    def before_forward(self, run: Run) -> None:
+        self.seen.append((run.inputs.clone(), run.labels.clone(), run.index.clone()))
+
+
+@pytest.mark.parametrize(("fraction", "batch_size"), [(0.5, 40), (0.1, 4)])  # with the second most batches have no kept example
+def test_batches_keep_their_size_and_hold_kept_examples_alone(table: Dataset, fraction: float, batch_size: int) -> None:
+    data, watching = noisy(table), Watching()
+    plain = Recipe(data, model=partial(mlp, 8, 2, (8,)), epochs=2, batch_size=batch_size, watch=(), hooks=(watching,))
+    trained = fit(data_filtering_networks(plain, fraction), 0)
+    assert len(watching.seen) == 2 * len(data.train) // batch_size
+    kept = trained.memory["filter.kept"]
+    for inputs, labels, index in watching.seen:
+        assert len(index) == batch_size
+        assert kept[index].all()
+        assert torch.equal(inputs, data.train.inputs[index])
+        assert torch.equal(labels, data.train.labels[index])
+    shown = torch.cat([index for _, _, index in watching.seen]).unique()
+    assert len(shown) > 0.9 * int(kept.sum())  # all of them, not a few favourites
 
 
 def test_treatment_composes_and_refuses(table: Dataset) -> None:
@@ -226,6 +238,8 @@ def test_treatment_composes_and_refuses(table: Dataset) -> None:
         data_filtering_networks(plain.replace(data=table))
     with pytest.raises(AssayError, match="fraction in"):
         data_filtering_networks(plain, fraction=0)
+    with pytest.raises(AssayError, match="keeps none of"):
+        data_filtering_networks(plain, fraction=0.001)
 
 
 def test_treatment_takes_texts() -> None:
