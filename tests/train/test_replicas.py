@@ -53,6 +53,23 @@ def test_one_replica_is_a_plain_training_loop() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_noise_has_the_deviation_that_was_asked_for(together: bool) -> None:
+    """With no gradient at all a step of SGD at rate 1 is the noise."""
+
+    def still(parameters: dict[str, Tensor], inputs: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        return {name: torch.zeros_like(value) for name, value in parameters.items()}
+
+    torch.manual_seed(0)
+    models = [mlp(6, 2, (500,)) for _ in range(3)]
+    before = [nn.utils.parameters_to_vector(model.parameters()).detach() for model in models]
+    sgd = partial(torch.optim.SGD, lr=1.0)
+    several = [0.0, 0.5, 2.0]
+    train_replicas(models, INPUTS, LABELS, [torch.arange(60)] * 3, sgd, 1, 60, [0, 1, 2], still, several, together)
+    moves = [nn.utils.parameters_to_vector(model.parameters()) - old for model, old in zip(models, before, strict=True)]
+    assert [float(move.detach().std()) for move in moves] == pytest.approx(several, rel=0.05)
+
+
 def test_each_learns_from_its_rows_alone() -> None:
     poisoned = INPUTS.clone()
     poisoned[:20] = float("nan")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
-from scipy.stats import entropy
+from scipy.stats import entropy, rankdata, spearmanr
 from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.metrics import average_precision_score
@@ -22,6 +22,7 @@ from assay.errors import AssayError
 from assay.lab import Lab
 from assay.nn import lenet, mlp
 from assay.papers.architectures.wide_resnet import wide_resnet
+from assay.papers.dataset import prototypicality
 from assay.papers.dataset.prototypicality import (
     METRICS,
     ClippedGradient,
@@ -38,6 +39,7 @@ from assay.papers.dataset.prototypicality import (
     without_batch_norm,
     wrong_labels_are_memorised,
 )
+from assay.train.replicas import train_replicas
 from assay.view import Collection
 
 
@@ -240,6 +242,7 @@ def test_finds_wrong_labels_about_as_well_as_cleanlab(
     assert cleanlab > 0.8
     assert precision["priv"] > cleanlab - 0.15
     assert precision["conf"] < 0.2  # it does not look at the label
+    assert precision["ret"] > 0.3  # what was learnt by heart is forgotten
     assert average_precision_score(wrong, found.memorization()) > 0.5
 
 
@@ -247,9 +250,10 @@ def test_scores_ranks_and_lists_fit_together(flipped: tuple[np.ndarray, np.ndarr
     _, labels, wrong, found = flipped
     assert list(found.scores_) == list(METRICS)
     assert found.scores_.shape == found.ranks_.shape == (700, 5)
-    assert found.ranks_.min().min() > 0
-    assert found.ranks_.max().max() <= 1
-    assert np.allclose(found.correlation_, found.scores_.corr(method="spearman"))
+    ranks = np.stack([rankdata(found.scores_[name]) / 700 for name in METRICS], axis=1)
+    np.testing.assert_allclose(found.ranks_, ranks)
+    np.testing.assert_allclose(found.mean_rank_, ranks.mean(axis=1))
+    np.testing.assert_allclose(found.correlation_, spearmanr(found.scores_).statistic)
     assert (found.scores_["adv"].to_numpy()[found.probabilities_.argmax(axis=1) != labels] < 1).mean() > 0.9
     typical = found.prototypes(4)
     assert {name: len(rows) for name, rows in typical.items()} == dict.fromkeys(range(10), 4)
@@ -268,9 +272,49 @@ def test_same_seed_same_scores_and_some_metrics_only(table: Dataset) -> None:
     assert set(scorer.fit(inputs, labels).prototypes(2)) == {"a", "b"}
     with pytest.raises(ValueError, match="priv is not among"):
         scorer.memorized()
-    for wrong in ({"metrics": ("entropy",)}, {"metrics": ()}, {"n_models": 1}):
-        with pytest.raises(ValueError, match=r"metric|two"):
+    for wrong, said in (
+        ({"metrics": ("entropy",)}, "no metric 'entropy'"),
+        ({"metrics": ()}, "no metric"),
+        ({"n_models": 1}, "two models"),
+    ):
+        with pytest.raises(ValueError, match=said):
             clone(scorer).set_params(**wrong).fit(inputs, labels)
+
+
+def test_ensemble_has_not_seen_what_it_speaks_of() -> None:
+    """Labels are thrown: nobody can know them without having seen them, and in these epochs they are learnt by heart."""
+    generator = torch.Generator().manual_seed(0)
+    inputs, labels = torch.randn(240, 40, generator=generator), torch.randint(2, (240,), generator=generator)
+    scorer = Prototypicality(partial(mlp, 40, 2, (128,)), ("conf",), n_models=2, folds=2, epochs=30, batch_size=16, rate=3e-3)
+    found = scorer.fit(inputs, labels)
+    said = found.probabilities_
+    assert said is not None
+    assert abs(float((said.argmax(axis=1) == labels.numpy()).mean()) - 0.5) < 0.12
+    assert found.scores_["conf"].mean() > 0.8  # each sure of what it learnt
+
+
+def test_private_noise_is_that_of_a_sum_of_cut_gradients(table: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: list[dict[str, object]] = []
+
+    def watched(*given: object, **more: object) -> None:
+        settings.append(more)
+        train_replicas(*given, **more)
+
+    monkeypatch.setattr(prototypicality, "train_replicas", watched)
+    Prototypicality(
+        partial(mlp, 8, 2, (4,)), ("priv",), noises=(4.0, 0.0), private_runs=2, private_epochs=1, lot=32, clip=0.5
+    ).fit(table.train.inputs[:64], table.train.labels[:64])
+    assert settings[0]["noise"] == [0, 0, 4 * 0.5 / 32, 4 * 0.5 / 32]  # of the mean over a lot
+    assert settings[0]["gradient"].clip == 0.5
+
+
+def test_probe_asks_for_no_class_without_examples(table: Dataset) -> None:
+    inputs, labels = table.train.inputs[:80], table.train.labels[:80] * 2
+    data = Collection(inputs, labels, partial(mlp, 8, 3, (8,)), "table", ("a", "rare", "b"))
+    ranked = typicality(data, models=2, folds=2, steps=20)
+    assert any("of class rare" in note for note in ranked.notes)
+    assert all(values.shape == (80,) for values in ranked.each.values())
+    assert float(ranked.each["conf"].min()) >= 0.5  # the likelier one of two
 
 
 def test_rare_kinds_are_found_as_clusters() -> None:
