@@ -52,7 +52,7 @@ from assay.nn import mlp
 from assay.paper import Curve, Higher, Lower, Reported, Score, claim
 from assay.papers.architectures.resnet import cifar_resnet, half_size
 from assay.recipe import Recipe, treatment
-from assay.train.hooks import Hook, InputHook, Run
+from assay.train.hooks import BestEpoch, Hook, InputHook, Run
 from assay.train.losses import balanced_cross_entropy, inverse_frequencies
 
 if TYPE_CHECKING:
@@ -265,6 +265,10 @@ class LearnedWeighting(nn.Module):
     (B,) weights that sum to 1, without gradient.
 
     ``weights`` (N,) is a buffer: it is saved in the ``state_dict``.
+
+    A look ahead is as long as the single steps of the whole batch, one after the other, times their weights. The authors' rate is
+    0.001 in batches of 20. At rates that are large for a single example, all the more with batch normalisation, whose running
+    statistics lag behind, the dev loss so far ahead says little, and weights grow without end: take smaller ones.
     """
 
     weights: Tensor
@@ -301,6 +305,7 @@ class LearnedWeighting(nn.Module):
         gradient = lookahead_gradient(model, optimizer, inputs, labels, before, dev_inputs, dev_labels, self.loss)
         if gradient is None:  # nothing is known yet
             return torch.full_like(before, 1 / len(before))
+        gradient = gradient.where(gradient.isfinite(), 0.0)  # too far ahead to see anything
         learnt = (before / self.w_decay - gradient).clamp_min(1e-5) if self.remember else -gradient
         now = learnt.to(before)
         self.weights[index] = now
@@ -464,23 +469,42 @@ def _by_class(trained: Trained) -> float:
     return torch.stack([right[test.labels == label].mean() for label in test.labels.unique()]).mean().item()
 
 
-def _imbalanced(lab: Lab, few: _Few, plain: Recipe, seed: int, names: tuple[str, ...]) -> dict[str, Score]:
-    """Balanced accuracy of each arm; those that do not steer by the dev set train on it, and all do as many steps."""
-    weights = inverse_frequencies(few.both.train.labels, 2)
+def _imbalanced(
+    lab: Lab, few: _Few, plain: Recipe, rates: tuple[float, ...], seed: int, names: tuple[str, ...]
+) -> dict[str, Score]:
+    """Balanced accuracy of each arm at the rate and the epoch that are best on the dev set; all do as many steps.
+
+    The dev set steers the weights besides. So there are controls that make more of it too: they train on it (and are then right
+    on it at every rate, of which they get the first).
+    """
+    plain = plain.replace(data=replace(few.train, valid=few.dev), hooks=(BestEpoch("valid_accuracy"),), watch=("valid",))
+    added = plain.replace(data=replace(few.both, valid=few.dev))
+    weights = inverse_frequencies(added.data.train.labels, 2)
     steps = plain.epochs * math.ceil(len(few.train.train) / plain.batch_size)
-    everything = plain.replace(data=few.both)
+    alone = replace(few.dev_alone, valid=few.dev)
     arms = {
-        "unweighted": everything,
-        "classes balanced": everything.replace(loss=partial(balanced_cross_entropy, weights=weights)),
-        "dev set alone": plain.replace(data=few.dev_alone, epochs=steps // math.ceil(len(few.dev) / plain.batch_size)),
+        "unweighted": plain,
+        "unweighted, dev added": added,
+        "classes balanced, dev added": added.replace(loss=partial(balanced_cross_entropy, weights=weights)),
+        "dev set alone": plain.replace(data=alone, epochs=steps // math.ceil(len(few.dev) / plain.batch_size)),
         "Ren et al.": weighed_by(plain, few.dev, remember=False),
         "learned weights": weighed_by(plain, few.dev),
     }
-    found = {name: lab.train(arms[name], seed=seed) for name in names}
-    return {name: Score(_by_class(trained), trained.cost) for name, trained in found.items()}
+    found = {}
+    for name in names:
+        trials = [lab.train(arms[name].replace(optimizer=_sgd_at(rate, plain)), seed=seed) for rate in rates]
+        best = max(trials, key=lambda trained: max(trained.history["valid_accuracy"]))
+        found[name] = Score(_by_class(best), best.cost)
+    return found
+
+
+def _sgd_at(rate: float, recipe: Recipe) -> partial[torch.optim.SGD]:
+    assert isinstance(recipe.optimizer, partial)
+    return partial(torch.optim.SGD, **{**recipe.optimizer.keywords, "lr": rate})
 
 
 _COUNTS = (20, 1000)
+_TWO_RATES = "Every arm has the better of two rates by its accuracy on the dev set; its best epoch there counts, as in the paper."
 _REPORTED = Reported(
     "CIFAR-10, two classes with 20 and 1,000 images, 10 of each in the dev set, pretrained ResNet-34, mean of 30 runs: accuracy",
     {"unweighted": 0.7065, "Ren et al.": 0.7668, "learned weights": 0.7908},
@@ -490,32 +514,31 @@ _REPORTED = Reported(
 
 @claim(
     "With 20 images of one digit and 1,000 of another, and 10 of each as a dev set, learned weights are more accurate on both "
-    "classes (their mean) than unweighted training by more than 5 points, and at most a point worse than weights by class "
-    "counts; both of these are trained on the dev set too.",
+    "classes (their mean) than unweighted training by more than 5 points, also if that has the dev set in its training set, and "
+    "at most a point worse than weights by class counts.",
     expect=(
         Higher("learned weights", than="unweighted", by=0.05),
-        Higher("learned weights", than="classes balanced", by=-0.01),
+        Higher("learned weights", than="unweighted, dev added", by=0.05),
+        Higher("learned weights", than="classes balanced, dev added", by=-0.01),
     ),
     reported=_REPORTED,
-    scaled_down="Fours and nines of MNIST and a perceptron with 64 hidden units, the mean of two draws a seed, instead of photos "
-    "and a pretrained ResNet-34; the last epoch instead of the best on the dev set.",
+    scaled_down="Fours and nines of MNIST and a perceptron with 64 hidden units instead of photos and a pretrained ResNet-34. "
+    + _TWO_RATES,
     unit="test accuracy, mean over classes",
     needs=("mnist",),
 )
 def helps_with_unequal_classes(lab: Lab) -> Measured:
     data = lab.data(lab.pick(smoke="mnist5k", laptop="mnist", full="mnist"))
     counts = lab.pick(smoke=(5, 50), laptop=_COUNTS, full=_COUNTS)
-    names = ("unweighted", "classes balanced", "dev set alone", "Ren et al.", "learned weights")
-    draws = []
-    for draw in range(lab.pick(smoke=1, laptop=2, full=15)):
-        seed = 1000 * lab.seed + draw
-        few = _pair(data, 4, 9, counts, dev=10, seed=seed)
-        draws.append(_imbalanced(lab, few, _perceptron(few.train, lab.pick(smoke=1, laptop=15, full=15)), seed, names))
-    return {name: Score(sum(draw[name] for draw in draws) / len(draws), draws[0][name].cost) for name in names}
+    controls = ("unweighted", "unweighted, dev added", "classes balanced, dev added", "dev set alone", "Ren et al.")
+    names = (*controls, "learned weights")
+    few = _pair(data, 4, 9, counts, dev=10, seed=lab.seed)
+    rates = lab.pick(smoke=(0.03,), laptop=(0.03, 0.01), full=(0.03, 0.01))
+    return _imbalanced(lab, few, _perceptron(few.train, lab.pick(smoke=1, laptop=15, full=15)), rates, lab.seed, names)
 
 
 def _perceptron(data: Dataset, epochs: int) -> Recipe:
-    """The authors' batches, momentum and decay; ten times their rate, for a network that starts from nothing."""
+    """The authors' batches, momentum and decay; ten times their rate or more, for a network that starts from nothing."""
     return Recipe(
         data,
         model=partial(mlp, 784, data.num_classes, (64,)),
@@ -528,11 +551,15 @@ def _perceptron(data: Dataset, epochs: int) -> Recipe:
 
 @claim(
     "The same with photos and a residual network: with 20 airplanes, 1,000 cars and 10 of each as a dev set, learned weights are "
-    "more accurate on both classes (their mean) than unweighted training by more than 5 points.",
-    expect=Higher("learned weights", than="unweighted", by=0.05),
+    "more accurate on both classes (their mean) than unweighted training by more than 5 points, also if that has the dev set in "
+    "its training set.",
+    expect=(
+        Higher("learned weights", than="unweighted", by=0.05),
+        Higher("learned weights", than="unweighted, dev added", by=0.05),
+    ),
     reported=_REPORTED,
     scaled_down="Images of 16x16 and a residual network of 8 layers and 8, 16 and 32 planes that starts from nothing, 8 epochs, "
-    "instead of a pretrained ResNet-34 and 15; the last epoch instead of the best on the dev set.",
+    "instead of a pretrained ResNet-34 and 15. " + _TWO_RATES,
     unit="test accuracy, mean over classes",
     needs=("cifar10-20k",),
 )
@@ -544,13 +571,14 @@ def helps_with_unequal_photos(lab: Lab) -> Measured:
     plain = Recipe(
         few.train,
         model=net if full else partial(half_size, net),
-        optimizer=partial(torch.optim.SGD, lr=0.02, momentum=0.9, weight_decay=0.01),
+        # Decay as small as usual: at the authors' 0.01 unweighted training says the frequent class whatever it sees.
+        optimizer=partial(torch.optim.SGD, lr=0.05, momentum=0.9, weight_decay=5e-4),
         epochs=lab.pick(smoke=1, laptop=8, full=15),
         batch_size=20,
         watch=(),
     )
-    names = ("unweighted", "classes balanced", "dev set alone", "learned weights")
-    return _imbalanced(lab, few, plain, lab.seed, names)
+    names = ("unweighted", "unweighted, dev added", "learned weights")
+    return _imbalanced(lab, few, plain, lab.pick(smoke=(0.05,), laptop=(0.05, 0.005), full=(0.05, 0.001)), lab.seed, names)
 
 
 @dataclass(frozen=True)
