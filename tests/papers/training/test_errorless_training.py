@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from assay.data import Dataset, Split
+from assay.data import Dataset, Split, load
 from assay.errors import AssayError
 from assay.lab import Lab
 from assay.nn import mlp
@@ -27,6 +27,8 @@ from assay.papers.training.errorless_training import (
     no_run_beats_the_floor,
     predictions,
     stand_ins,
+    train_as_usual,
+    train_on,
     tunnel_train,
     zero_errors_cost_on_wrong_labels,
 )
@@ -341,6 +343,20 @@ def test_the_probe_names_the_contradicted() -> None:
     assert seen.numbers == {"highest possible accuracy": pytest.approx(4 / 6), "unavoidable errors": 2}
     with pytest.raises(AssayError, match="for classes"):
         label_conflicts(dataclasses.replace(data, classes=()))
+
+
+def test_every_way_starts_from_the_same_weights() -> None:
+    data = load("digits").subset(train=600, test=100, seed=0)
+    weights = train_as_usual(data, 10, steps=100, seed=0)["weights"]
+    kept = weights.clone()
+    runs = [
+        train_on(data, 10, weights, way, rate=1e-2, steps=20, seed=0)
+        for way in ("continuation", "training on", "errors weigh more")
+    ]
+    assert torch.equal(weights, kept)
+    for name in ("errors", "accuracy"):
+        assert len({float(run[name][0]) for run in runs}) == 1
+    assert all(run["errors"].min() < run["errors"][0] for run in runs)
 
 
 def test_claims_at_smoke_scale(home: object) -> None:

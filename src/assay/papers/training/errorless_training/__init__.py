@@ -198,7 +198,7 @@ def train_on(data: Dataset, hidden: int, weights: Tensor, way: str, rate: float,
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         model = mlp(X[0].numel(), data.num_classes, (hidden,))
-    nn.utils.vector_to_parameters(weights, model.parameters())
+    nn.utils.vector_to_parameters(weights.clone(), model.parameters())  # or the training would change what the others start from
 
     def note(taken: int, lam: float, errors: int) -> None:
         rows.append((taken, lam, errors, (predictions(model, test_X) == data.test.labels).double().mean().item()))
