@@ -276,6 +276,9 @@ def test_same_seed_same_scores_and_some_metrics_only(table: Dataset) -> None:
         ({"metrics": ("entropy",)}, "no metric 'entropy'"),
         ({"metrics": ()}, "no metric"),
         ({"n_models": 1}, "two models"),
+        ({"metrics": ("priv",), "noises": ()}, "a level of noise"),
+        ({"metrics": ("priv",), "clip": math.inf}, "finite"),
+        ({"make_model": partial(mlp, 8, 3)}, "3 outputs and y has 2 classes"),
     ):
         with pytest.raises(ValueError, match=said):
             clone(scorer).set_params(**wrong).fit(inputs, labels)
@@ -358,3 +361,8 @@ def test_functional_call_leaves_the_network_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert not any(module._forward_hooks for module in model.modules())
     assert functional_call(model, dict(model.named_parameters()), (torch.zeros(1, 6),)).shape == (1, 3)
+
+
+def test_an_attack_that_gives_up_in_one_network_does_not_outweigh_a_mistake_of_another() -> None:
+    distances = torch.tensor([[0.0, 1.0, 3.0, math.inf], [math.inf, 2.0, 4.0, math.inf]])
+    assert prototypicality._mean_distance(distances).tolist() == [2.0, 1.5, 3.5, 3.5]

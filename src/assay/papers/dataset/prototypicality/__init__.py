@@ -144,7 +144,7 @@ class Prototypicality(BaseEstimator):  # type: ignore[misc]
             report: ``report(done, total, note)`` is told how far it is.
 
         Raises:
-            ValueError: there is no such metric, or there are too few examples, classes, models or folds.
+            ValueError: a setting is wrong, or the network has not one output for each class.
         """
         unknown = [name for name in self.metrics if name not in METRICS]
         if unknown or not self.metrics:
@@ -154,6 +154,14 @@ class Prototypicality(BaseEstimator):  # type: ignore[misc]
         labels = torch.from_numpy(codes.astype(np.int64)).to(self.device)
         if len(self.classes_) < 2 or len(labels) < 2 * self.folds or self.n_models < 2 or self.folds < 2:
             raise ValueError("give examples of two classes, two for every fold, and at least two models and folds")
+        if "priv" in self.metrics and not (len(self.noises) and min(self.noises) >= 0 and self.private_runs >= 1):
+            raise ValueError("priv needs a level of noise, none of them below 0, and at least one private run")
+        if "priv" in self.metrics and not 0 < self.clip < math.inf:
+            raise ValueError(f"clip is {self.clip}: noise is measured by it, so that it must be above 0 and finite")
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            outputs = self.make_model().to(self.device).eval()(inputs[:1]).shape[1]
+        if outputs != len(self.classes_):
+            raise ValueError(f"the network has {outputs} outputs and y has {len(self.classes_)} classes: give it one for each")
         shuffle = torch.Generator().manual_seed(self.seed)
         tell = report or (lambda done, total, note: None)
         self.probabilities_: NDArray[np.float64] | None = None
@@ -210,8 +218,10 @@ class Prototypicality(BaseEstimator):  # type: ignore[misc]
             Positions, the largest cluster first.
 
         Raises:
-            KeyError: ``priv`` is not among the metrics.
+            ValueError: ``priv`` is not among the metrics.
         """
+        if "priv" not in self.scores_:
+            raise ValueError("rare kinds are those that priv finds hard, and priv is not among the metrics")
         from sklearn.cluster import HDBSCAN
         from sklearn.decomposition import PCA
 
@@ -257,7 +267,7 @@ class Prototypicality(BaseEstimator):  # type: ignore[misc]
                 distance[turn, unseen] = adversarial_distance(model, inputs[unseen], labels[unseen])
                 tell(0.8 + 0.2 * (number + 1) / (len(distance) * self.folds))
         self.probabilities_ = said.mean(dim=0).cpu().numpy()
-        return {"adv": distance.mean(dim=0), "agr": agreement(said), "conf": confidence(said)}
+        return {"adv": _mean_distance(distance), "agr": agreement(said), "conf": confidence(said)}
 
     def _retrained(self, inputs: Tensor, labels: Tensor, shuffle: torch.Generator, tell: Callable[[float], None]) -> Tensor:
         """Train on one half, then on the other alone, twice with other halves."""
@@ -387,8 +397,6 @@ def typicality(data: Collection, models: int = 5, folds: int = 3, steps: int = 4
         notes.append(f"none of the examples is of class {', '.join(absent)}, which the networks were not asked for")
     if any(isinstance(module, _BatchNorm) for module in data.make_model().modules()):
         notes.append("batch normalisation was replaced by group normalisation in private training")
-    if math.isinf(found.scores_["adv"].max()):
-        notes.append("adv is infinite where no move within 50 rounds changed what the network says")
     return Ranked(
         each=each,
         by="mean rank",
@@ -448,6 +456,15 @@ def _scores(lab: Lab, data: Dataset, seed: int) -> tuple[pd.DataFrame, float]:
     )
     seconds = float(found["seconds"])
     return pd.DataFrame({name: value.numpy() for name, value in found.items() if name != "seconds"}), seconds
+
+
+def _mean_distance(distances: Tensor) -> Tensor:
+    """(M, N) distances by network -> (N,); where no move was found in one network, the largest found in it stands in.
+
+    Else an example that one network gets wrong would count as the most typical because an attack on another gave up.
+    """
+    found = distances.where(distances.isfinite(), 0.0)
+    return distances.minimum(found.amax(dim=1, keepdim=True)).mean(dim=0)
 
 
 def _mean_rank(scores: pd.DataFrame) -> NDArray[np.float64]:
