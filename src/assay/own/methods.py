@@ -92,7 +92,8 @@ def treated(plain: Recipe, chain: Sequence[Treatment], device: torch.device | st
             before, now = getattr(recipe, entry.name), getattr(after, entry.name)
             if now is before or (not callable(now) and now == before):
                 continue
-            if entry.name in changed and not _holds(now, before):
+            moved = entry.name == "augment" and _holds(after.hooks, before)  # to a hook that makes copies first
+            if entry.name in changed and not moved and not _holds(now, before):
                 raise DoesNotFit(f"{name} would undo what {changed[entry.name]} did to the {entry.name}")
             changed[entry.name] = name
         recipe = after

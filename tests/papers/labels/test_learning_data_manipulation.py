@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from assay.data import Dataset, Split
+from assay.data.aside import set_aside
 from assay.errors import AssayError
 from assay.lab import Lab
 from assay.nn import mlp
@@ -33,6 +34,8 @@ from assay.papers.labels.learning_data_manipulation import (
 from assay.papers.text.text_cnn import TextCNN
 from assay.recipe import Recipe
 from assay.train.loop import fit
+from assay.train.mixing import Mixing, RepeatedAugmentation
+from assay.train.optim import lamb
 
 Made = Callable[..., torch.optim.Optimizer]
 
@@ -309,7 +312,31 @@ def test_it_goes_together_with_other_losses(table: Dataset, other: Callable[[Rec
         assert one.history["train_loss"] != fit(alone, 0).history["train_loss"]
 
 
+def test_settings_arrive(table: Dataset) -> None:
+    plain = Recipe(table, partial(mlp, 8, 2, (4,)))
+    given = {"w_init": 0.25, "w_decay": 3.0, "norm": "softmax", "temperature": 7.0, "remember": False}
+    treated = learned_weighting(plain, per_class=3, seed=5, **given)
+    (hook,) = treated.hooks
+    assert {name: getattr(hook, name) for name in given} == given
+    assert torch.equal(hook.inputs, set_aside(table, 3, seed=5)[1].inputs)
+    assert torch.equal(hook.labels, torch.tensor([0, 0, 0, 1, 1, 1]))
+    assert treated.data.history[-1] == "set_aside(per_class=3, seed=5)"
+
+
+def test_batches_may_be_changed_before_examples_are_weighed_and_not_after(table: Dataset) -> None:
+    plain = Recipe(table, partial(mlp, 8, 2, (4,)), epochs=1, batch_size=50, watch=())
+    for other in (Mixing(), RepeatedAugmentation(lambda inputs, generator: inputs, 3)):
+        before = learned_weighting(plain.replace(hooks=(other,)))
+        assert fit(before, 0).history["train_loss"] != fit(before.replace(hooks=(other,)), 0).history["train_loss"]
+        after = learned_weighting(plain)
+        with pytest.raises(AssayError, match="put learned_weighting behind it"):
+            fit(after.replace(hooks=(*after.hooks, other)), 0)
+
+
 def test_what_does_not_fit_is_refused(table: Dataset) -> None:
+    weighed = learned_weighting(Recipe(table, partial(mlp, 8, 2, (4,)), epochs=1))
+    with pytest.raises(AssayError, match="has Lamb"):  # another method brought it afterwards
+        fit(weighed.replace(optimizer=lamb), 0)
     plain = Recipe(table, partial(mlp, 8, 2, (4,)))
     with pytest.raises(AssayError, match="RMSprop"):
         learned_weighting(plain.replace(optimizer=torch.optim.RMSprop))

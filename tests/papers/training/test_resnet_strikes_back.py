@@ -14,12 +14,14 @@ from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.lab import Lab
 from assay.nn import lenet, mlp
+from assay.nn.drop_path import with_drop_path
 from assay.nn.measure import parameters
 from assay.own.methods import treated
 from assay.papers.architectures.resnet import cifar_resnet, resnet50
 from assay.papers.labels.elr import elr
 from assay.papers.labels.ncr import ncr
 from assay.papers.training.encouraging_loss import encouraging
+from assay.papers.training.neural_augmentation import traditional_augmentation
 from assay.papers.training.resnet_strikes_back import (
     INGREDIENTS,
     PROCEDURES,
@@ -32,11 +34,13 @@ from assay.papers.training.resnet_strikes_back import (
     resnet_strikes_back,
 )
 from assay.recipe import Recipe
-from assay.train.augment import random_resized_crop
+from assay.train.augment import flip_and_crop, random_resized_crop
+from assay.train.hooks import InputHook, Run
 from assay.train.loop import Loop, fit
 from assay.train.losses import multi_label_loss
 from assay.train.mixing import Mixing, RepeatedAugmentation
 from assay.train.optim import lamb
+from assay.train.rand_augment import rand_augment
 
 
 def pictures(size: int = 12, channels: int = 3) -> Dataset:
@@ -117,18 +121,70 @@ def test_the_procedures_differ_as_in_the_table() -> None:
         resnet_strikes_back(recipe(), without=("ema",))
 
 
+def ingredients(made: Recipe) -> set[str]:
+    """Those that a recipe has, by what stands in it."""
+    copies = [hook for hook in made.hooks if isinstance(hook, RepeatedAugmentation)]
+    steps = (copies[0].augment if copies else made.augment).keywords["steps"]
+    assert [step.func for step in steps] in ([flip_and_crop], [flip_and_crop, rand_augment])
+    there = {
+        "lamb": made.optimizer.func is lamb,
+        "bce": getattr(made.loss, "func", None) is multi_label_loss,
+        "rand_augment": len(steps) == 2,
+        "mixing": any(isinstance(hook, Mixing) for hook in made.hooks),
+        "repeats": bool(copies),
+        "drop_path": made.model.func is with_drop_path,
+    }
+    return {name for name, has in there.items() if has}
+
+
 @pytest.mark.parametrize("name", INGREDIENTS)
-def test_every_ingredient_can_be_left_out(name: str) -> None:
+def test_every_ingredient_can_be_left_out_and_the_others_stay(name: str) -> None:
+    plain = recipe(optimizer=partial(torch.optim.AdamW, lr=1e-3))
+    assert ingredients(resnet_strikes_back(plain)) == set(INGREDIENTS)
+    less = resnet_strikes_back(plain, without=(name,))
+    assert ingredients(less) == set(INGREDIENTS) - {name}
+    if name == "lamb":
+        assert (less.optimizer, less.schedule) == (plain.optimizer, plain.schedule)
+    if name == "bce":  # then the loss is the paper's, and so are the bounds on its gradient
+        assert (less.optimizer.keywords["max_grad_norm"], less.optimizer.keywords["eps"]) == (1.0, 1e-6)
     full, less = resnet_strikes_back(recipe()), resnet_strikes_back(recipe(), without=(name,))
     assert fit(full.replace(watch=()), 0).history != fit(less.replace(watch=()), 0).history
 
 
 def test_an_augmentation_that_is_there_stays() -> None:
-    own = partial(torch.add, alpha=0)
-    kept = resnet_strikes_back(recipe(augment=own))
-    assert kept.augment is own
-    assert len(kept.hooks[0].augment.keywords["steps"]) == 1
-    assert resnet_strikes_back(recipe(augment=own), "A3").augment.keywords["steps"][0] is own
+    kept = resnet_strikes_back(recipe(augment=noise))
+    assert kept.augment is None  # the hook has it
+    assert [getattr(step, "func", step) for step in kept.hooks[0].augment.keywords["steps"]] == [noise, rand_augment]
+    assert resnet_strikes_back(recipe(augment=noise), "A3").augment.keywords["steps"][0] is noise
+
+
+def noise(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return images + 0.01 * torch.rand(images.shape, generator=generator)
+
+
+class Batches(InputHook):
+    """Keeps the last batch as the network sees it."""
+
+    def before_forward(self, run: Run) -> None:
+        run.memory["batch"] = run.inputs
+
+
+def test_every_copy_goes_through_the_recipes_own_augmentation_by_itself() -> None:
+    made = resnet_strikes_back(recipe(augment=noise), without=("rand_augment", "mixing"))
+    trained = fit(made.replace(hooks=(*made.hooks, Batches()), epochs=1, watch=()), 0)
+    batch = trained.memory["batch"]
+    first, second, third = batch.split(8)
+    for one, other in ((first, second), (first, third), (second, third)):
+        assert 0 < (one - other).abs().max() <= 0.01  # the same images, but for the noise
+        assert (one != other).flatten(1).any(dim=1).all()
+
+
+def test_composes_with_another_augmentation_in_any_order() -> None:
+    for chain in ([traditional_augmentation, resnet_strikes_back], [resnet_strikes_back, traditional_augmentation]):
+        made = treated(recipe(), chain)
+        inside = repr((made.augment, made.hooks))
+        assert "function traditional" in inside
+        assert "function rand_augment" in inside
 
 
 def test_tables_series_and_texts_get_what_suits_them(table: Dataset) -> None:
@@ -171,6 +227,9 @@ def test_networks_without_branches_have_no_drop_path() -> None:
 
 def test_the_classic_procedure() -> None:
     plain = classic(recipe(epochs=9))
+    assert (plain.optimizer.keywords["momentum"], plain.optimizer.keywords["weight_decay"]) == (0.9, 1e-4)
+    assert (plain.augment.func, plain.augment.keywords) == (flip_and_crop, {"pad": 1})
+    assert classic(recipe(data=pictures(64))).augment is random_resized_crop
     assert plain.optimizer.keywords["lr"] == pytest.approx(0.1 * 24 / 256)
     loop = Loop(plain, 0, torch.device("cpu"))
     rates = []

@@ -248,6 +248,7 @@ class LearnedWeighting(nn.Module):
     """One weight for each training example, learnt beside the network.
 
         weights = weighting(model, optimizer, inputs, labels, index, dev_inputs, dev_labels)
+        optimizer.zero_grad()
         (weights * F.cross_entropy(model(inputs), labels, reduction="none")).sum().backward()
         optimizer.step()
 
@@ -323,6 +324,10 @@ class WeighExamples(InputHook):
 
     The loss itself is not touched, whatever it is: the gradient that it sends into the logits of an example is multiplied by the
     example's share, so that the mean over a batch becomes the weighted sum.
+
+    Raises:
+        AssayError: while training: the optimizer is not SGD, Adam or AdamW, or a later hook puts other inputs in the place of
+            those that were weighed.
     """
 
     inputs: Tensor = field(repr=False)
@@ -336,6 +341,7 @@ class WeighExamples(InputHook):
 
     def on_start(self, run: Run) -> None:
         """All examples start alike."""
+        _require_known(run.optimizer)
         run.memory["example weights"] = torch.full((len(run.data.train),), self.w_init, device=run.device)
 
     def before_forward(self, run: Run) -> None:
@@ -344,12 +350,25 @@ class WeighExamples(InputHook):
         weighting.weights = run.memory["example weights"]
         dev = self.inputs.to(run.device), self.labels.to(run.device)
         run.memory["example weights, batch"] = weighting(run.model, run.optimizer, run.inputs, run.labels, run.index, *dev)
+        run.memory["example weights, inputs"] = run.inputs
 
     def before_loss(self, run: Run) -> None:
         """Let the logits pass gradients on by the weights."""
+        if run.memory.pop("example weights, inputs") is not run.inputs:
+            raise AssayError(
+                "Another method changes the batch after its examples were weighed (it mixes, chooses or resizes them): put "
+                "learned_weighting behind it."
+            )
         times = (run.memory["example weights, batch"] * len(run.logits)).to(run.logits.dtype).unsqueeze(1)
         held = run.logits.detach()
         run.logits = held + times * (run.logits - held)  # the same numbers, with scaled gradients
+
+
+def _require_known(optimizer: torch.optim.Optimizer) -> None:
+    if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam):
+        raise AssayError(
+            f"Example weights look a step of SGD, Adam or AdamW ahead, and this recipe has {type(optimizer).__name__}."
+        )
 
 
 @treatment
@@ -364,6 +383,9 @@ def learned_weighting(
     seed: int = 0,
 ) -> Recipe:
     """Weigh training examples by what they do for a few of each class, which are taken out of the training set.
+
+    Every step also takes all the examples that were set aside through the network, which is dear where classes are many. Methods
+    that change batches (mix, choose or resize examples) come before this one.
 
     Args:
         recipe: of a classifier, trained with SGD, Adam or AdamW. Cross-entropy (smoothed or not) is also what is looked ahead
@@ -381,11 +403,7 @@ def learned_weighting(
     """
     if recipe.data.task != "classification":
         raise AssayError(f"Example weights are learnt for classes, and {recipe.data.name!r} has none: leave this method out.")
-    optimizer = recipe.optimizer([nn.Parameter(torch.zeros(1))])
-    if not isinstance(optimizer, torch.optim.SGD | torch.optim.Adam):
-        raise AssayError(
-            f"Example weights look a step of SGD, Adam or AdamW ahead, and this recipe has {type(optimizer).__name__}."
-        )
+    _require_known(recipe.optimizer([nn.Parameter(torch.zeros(1))]))
     data, dev = set_aside(recipe.data, per_class, seed)
     return weighed_by(recipe.replace(data=data), dev, w_init, w_decay, norm, temperature, remember)
 
