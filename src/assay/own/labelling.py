@@ -131,7 +131,7 @@ def label_pool(
         named: columns that have a meaning; a target is left out.
         folder: of questions, answers and labels; ``None`` is ``NAME-label-CATEGORY`` in the present folder.
         batch: questions of a round to learn from. These four and the seed have to stay the same from round to round.
-        test_batch: questions of a round to test on; with fewer than 50 positives among them no precision of 95 % is proven.
+        test_batch: questions of a round to test on; with fewer than 52 positives among them no precision of 95 % is proven.
         precision: promised for the positives that the model decides.
         miss: share of the positives that a round may lose.
         max_rounds: at most.

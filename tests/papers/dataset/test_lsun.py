@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.linear_model import LogisticRegression
@@ -151,6 +152,40 @@ def test_one_class_only_decides_nothing_and_wrong_answers_are_refused() -> None:
     assert [step.positives + step.negatives for step in model.fit(X).rounds_] == [0, 0]
     with pytest.raises(ValueError, match="each 1, 0 or -1"):
         AmplifiedLabeling(LogisticRegression(), lambda indices: np.full(len(indices), 2)).fit(X)
+
+
+def test_as_few_positives_as_stated_prove_a_precision_of_95_percent() -> None:
+    assert wilson_low(51, 51, 0.95) < 0.95 < wilson_low(52, 52, 0.95)
+    scores = np.linspace(1.0, 0.0, 200)
+    assert thresholds(scores, np.arange(200) < 51)[1] == np.inf
+    assert thresholds(scores, np.arange(200) < 52)[1] == scores[51]
+
+
+def test_the_controls_get_as_many_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, truth = pool(1200, overlap=2.0)
+    asked: list[np.ndarray] = []
+
+    class Noting(SimulatedPeople):
+        def __call__(self, indices: np.ndarray) -> np.ndarray:
+            asked.append(indices)
+            return super().__call__(indices)
+
+    monkeypatch.setattr(lsun, "SimulatedPeople", Noting)
+    tensors = {"features": torch.from_numpy(X).float(), "truth": torch.from_numpy(truth)}
+    for unsure, steps in ((False, 1), (True, 5)):
+        asked.clear()
+        labels = lsun._classified(**tensors, seed=0, answers=303, components=20, unsure=unsure)["labels"]
+        places = np.concatenate(asked)
+        assert len(asked) == steps
+        assert len(places) == len(set(places.tolist())) == 303
+        assert labels.abs().min() == 1
+    for way in ("one round", "stale test"):
+        asked.clear()
+        found = lsun._cascade(**tensors, seed=0, batch=100, test_batch=200, components=20, way=way)
+        assert np.array_equal(np.concatenate(asked), found["asked"].numpy())
+        assert (len(found["open"]) == 1) == (way == "one round")
+    stale = lsun._StaleTest(None, None, batch=2)
+    assert stale._test(np.arange(10, 15), [np.arange(5), np.arange(10, 15)]).tolist() == [2, 3, 4]
 
 
 def test_people_err_as_often_as_stated_and_disagree() -> None:

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from sklearn.svm import LinearSVC
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -158,7 +159,7 @@ def test_every_kind_of_data(table: Dataset) -> None:
         recipe(torch.randint(1, 9, (32, 7)), partial(BiLSTM, 9, 2, 6, 5)),
         recipe(torch.rand(32, 2, 30), partial(FCN, 2, 2)),
     ):
-        assert treated(plain, [deeply_supervised]).loss.wants == ("epoch", "layers") or plain
+        assert treated(plain, [deeply_supervised]).loss.wants == ("layers", "epoch")
         assert fit(deeply_supervised(plain), 0).history["train_loss"] != fit(plain, 0).history["train_loss"]
     shallow = recipe(torch.rand(32, 5), partial(nn.Linear, 5, 2))
     with pytest.raises(AssayError, match="no hidden layer"):
@@ -197,6 +198,15 @@ def test_the_hard_network_starts_as_it_says() -> None:
 def test_the_linear_probe_is_the_svm_on_the_layer(table: Dataset) -> None:
     trained = fit(Recipe(table, model=partial(mlp, 8, 2, (16,)), epochs=5), 0)
     assert linear_accuracy(trained, "0", 0) > 0.95  # two half-spaces are linear as they are
+    train, test = table.train, table.test
+    with torch.no_grad():
+        seen, new = (trained.model[1](split.inputs).relu().numpy() for split in (train, test))
+    mean, std = seen.mean(axis=0), seen.std(axis=0)
+    svm = LinearSVC(C=0.01, random_state=0).fit((seen - mean) / std, train.labels.numpy())
+    assert linear_accuracy(trained, "2", 0) == pytest.approx(svm.score((new - mean) / std, test.labels.numpy()), abs=0.005)
+    with torch.no_grad():  # a layer that gives the same for all examples tells nothing
+        trained.model[1].weight.zero_()
+    assert linear_accuracy(trained, "2", 0) < 0.7
 
 
 def test_claims_at_smoke_scale(home: object) -> None:

@@ -17,6 +17,7 @@ from assay.nn.text import BiLSTM
 from assay.papers.labels.elr import elr
 from assay.papers.training.untrainable_guidance import (
     Guidance,
+    _Distillation,
     guided,
     hidden_layers,
     layer_map,
@@ -179,6 +180,16 @@ def test_treatment_composes_in_any_order() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
     for alone in (elr(plain), guided(plain, guide)):
         assert fit(alone, 0).history["train_loss"] != pytest.approx(losses[0], rel=1e-3)
+
+
+def test_the_control_by_distillation_by_hand() -> None:
+    data, guide = photographs(), lenet(1, 2, 8)
+    images, labels = data.train.inputs[:10], data.train.labels[:10]
+    logits = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        theirs, own = (guide.eval()(images) / 4).softmax(dim=1), (logits / 4).softmax(dim=1)
+    expected = F.cross_entropy(logits, labels) + 16 * (theirs * (theirs / own).log()).sum() / 10
+    torch.testing.assert_close(_Distillation(guide)(logits, labels, images), expected)
 
 
 def test_claims_at_smoke_scale(home: object) -> None:

@@ -9,13 +9,18 @@ classifier alone makes too many mistakes. So the two take turns, in rounds:
    below ``low`` lie no more than the allowed part of the positives. What is above becomes positive, what is below negative.
 4. What is between stays open, and the next round is about it alone: a harder problem, with people's answers where they matter.
 
-The catch is in the test: the pool that is open changes with every round, and a test of an earlier round says nothing of it.
+The catch is in the test: the pool that is open changes with every round, and a test of an earlier round promises nothing about
+it. (Whether that does harm in practice is one of the claims below.)
 
 Each photo is shown to two people, and only what they agree on counts. (The paper also hides questions whose answers are known
 among the others, and throws away what careless people said.) A small test is not believed at its word here: the lower end of
-the interval of its precision (Wilson's) has to keep the promise, which takes some fifty positives in the test.
+the interval of its precision (Wilson's) has to keep the promise, which takes some fifty positives in the test. The lower
+threshold is believed: with n positives in the test, a round loses about one in n + 1 of the others even where it may lose none.
 
-What the rounds promise adds up: each may lose one in a hundred of the positives, so that after eight 92 of 100 are left.
+What the rounds promise adds up: where each loses one in a hundred of the positives, after eight 92 of 100 are left.
+
+The promise is what the rounds are for. A classifier that asks where it is least sure and decides all the rest with one threshold
+may well be right more often with as many answers; but it does not say how often, because such answers are no sample of the pool.
 
 Source: Yu, Seff, Zhang, Song, Funkhouser and Xiao, "LSUN: Construction of a Large-scale Image Dataset using Deep Learning with
 Humans in the Loop", 2015.
@@ -73,8 +78,9 @@ def thresholds(
         scores: (N,) of a random part of the pool that is open.
         truth: (N,) 1 or 0, as people answered.
         precision: share of positives that is promised at and above ``high``.
-        miss: share of the positives that may lie below ``low``.
-        confidence: with which the promise is to be kept, one-sided; ``None`` believes the shares in the test as they are.
+        miss: share of the positives in the test that may lie below ``low``.
+        confidence: with which the precision at a given threshold is to be kept, one-sided (of many thresholds the lowest is taken
+            and kept somewhat less often); ``None`` believes the shares in the test as they are. ``miss`` is always believed.
 
     Returns:
         ``low`` and ``high``, with low <= high: scores below ``low`` are negative, from ``high`` on positive. Where the test
@@ -121,19 +127,19 @@ class AmplifiedLabeling(BaseEstimator):  # type: ignore[misc]
         ask: ``ask(indices) -> answers``: what people say of these examples (positions in the pool): 1, 0, or -1 where they do not
             agree. Nobody is asked about an example twice.
         precision: share of true positives that is promised for what becomes positive.
-        miss: share of the positives that a round may lose below its lower threshold.
+        miss: share of the positives in its test that a round may lose below its lower threshold.
         batch: answers a round to learn from.
-        test_batch: answers a round to test on; 50 positives among them are the fewest that can prove a precision of 95 %.
+        test_batch: answers a round to test on; 52 positives among them are the fewest that can prove a precision of 95 %.
         max_rounds: at most.
         finish: as few examples as this that are still open are left to people altogether; ``None`` is what a round would ask.
         confidence: with which the promise is to be kept in each round; see :func:`thresholds`.
         random_state: of the draws.
 
     Attributes:
-        labels_: (N,) 1, -1, or 0 for what is still open at the end.
+        labels_: (N,) 1, -1, or 0 for what is still open at the end and for what people did not agree on.
         asked_: positions of the examples that people answered about, in order.
         rounds_: a :class:`Round` for each; the last one has no thresholds where people finished the rest.
-        amplification_: labels for each answer.
+        amplification_: labels for each example that people answered about.
     """
 
     def __init__(

@@ -116,7 +116,8 @@ class Guidance(nn.Module):
         guide_layers: names of the guiding ones.
 
     Shape: logits (B, C) float, labels (B,) int64 or (B, C) float, inputs (B, ...), layers name -> (B, ...) for the names in
-    ``watches`` -> scalar. Batches should be large, some hundred examples: CKA is biased upwards where features outnumber them.
+    ``watches``, epoch (how many are over) -> scalar. Batches should be large, some hundred examples: CKA is biased upwards where
+    features outnumber them.
 
     Raises:
         ValueError: one of the networks has no hidden layer, or the weight is negative.
@@ -275,7 +276,8 @@ def untrained_guide_helps(lab: Lab) -> Measured:
 
 
 @claim(
-    "A guide that was trained on the same few digits is better still than an untrained one.",
+    "A perceptron of eight hidden layers classifies more test digits correctly when its convolutional guide was trained on the "
+    "same few digits than when the guide is untrained; the guide's own training comes on top.",
     expect=Higher("trained guide", than="untrained guide"),
     scaled_down=_SCALED_DOWN,
     unit="test accuracy after the last epoch",
@@ -295,8 +297,8 @@ def trained_guide_helps_more(lab: Lab) -> Measured:
 
 
 @claim(
-    "A convolutional network of 32 layers without shortcuts, which hardly trains, is more than 10 points more accurate when an "
-    "untrained residual network of the same depth guides it.",
+    "A convolutional network of 32 layers without shortcuts is more than 10 points more accurate when an untrained residual "
+    "network of the same depth guides it.",
     expect=Higher("guided", than="no guide", by=0.10),
     scaled_down="8x8 digits, 32 layers of 8 to 32 planes and 14 epochs (168 steps), instead of ImageNet and ResNet-50.",
     unit="test accuracy after the last epoch",
