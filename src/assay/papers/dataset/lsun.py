@@ -79,8 +79,9 @@ def thresholds(
         truth: (N,) 1 or 0, as people answered.
         precision: share of positives that is promised at and above ``high``.
         miss: share of the positives in the test that may lie below ``low``.
-        confidence: with which the precision at a given threshold is to be kept, one-sided (of many thresholds the lowest is taken
-            and kept somewhat less often); ``None`` believes the shares in the test as they are. ``miss`` is always believed.
+        confidence: one-sided, with which any one threshold keeps the promise of precision. The lowest of many is taken, so that
+            the promise is kept somewhat less often; ``None`` believes the shares in the test as they are, as is always done with
+            ``miss``.
 
     Returns:
         ``low`` and ``high``, with low <= high: scores below ``low`` are negative, from ``high`` on positive. Where the test
