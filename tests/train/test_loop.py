@@ -316,6 +316,30 @@ def test_a_loss_may_watch_layers_and_size_itself_by_the_network(table: Dataset) 
         fit(plain.replace(model=partial(_Named, 8), loss=per_example(Companion)), seed=0)
 
 
+class Recurrent(nn.Module):
+    """An LSTM on a table, one column after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(1, 4, batch_first=True)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(self.lstm(inputs[..., None])[0][:, -1])
+
+
+class SeesStates(nn.Module):
+    watches = ("lstm",)
+
+    def forward(self, logits: Tensor, labels: Tensor, layers: dict[str, tuple[Tensor, object]]) -> Tensor:
+        return F.cross_entropy(logits, labels) + layers["lstm"][0].float().square().mean()
+
+
+def test_a_recurrent_layer_may_be_watched_in_half_precision(table: Dataset) -> None:
+    recipe = Recipe(table, model=Recurrent, loss=per_example(SeesStates), epochs=1, batch_size=200, precision="bfloat16")
+    assert fit(recipe, seed=0).history["train_loss"][0] < 10
+
+
 class _Named(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()

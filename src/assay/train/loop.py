@@ -352,7 +352,8 @@ class Loop:
         if name == "features":
             return self.features.float() if half else self.features
         if name == "layers":
-            return {name: output.float() if half else output for name, output in self.layers.items()}
+            # A recurrent layer gives a tuple, which is passed on as it is.
+            return {name: x.float() if half and isinstance(x, Tensor) else x for name, x in self.layers.items()}
         return getattr(self.run, name)
 
     def _finite(self) -> None:

@@ -150,8 +150,9 @@ def test_one_class_only_decides_nothing_and_wrong_answers_are_refused() -> None:
     X, _ = pool(600)
     model = AmplifiedLabeling(LogisticRegression(), lambda indices: np.zeros(len(indices)), batch=50, test_batch=50, max_rounds=2)
     assert [step.positives + step.negatives for step in model.fit(X).rounds_] == [0, 0]
-    with pytest.raises(ValueError, match="each 1, 0 or -1"):
-        AmplifiedLabeling(LogisticRegression(), lambda indices: np.full(len(indices), 2)).fit(X)
+    for wrong in (2, 0.7):
+        with pytest.raises(ValueError, match="each 1, 0 or -1"):
+            AmplifiedLabeling(LogisticRegression(), lambda indices, wrong=wrong: np.full(len(indices), wrong)).fit(X)
 
 
 def test_as_few_positives_as_stated_prove_a_precision_of_95_percent() -> None:

@@ -213,10 +213,10 @@ class AmplifiedLabeling(BaseEstimator):  # type: ignore[misc]
         return drawn[self.batch :]
 
     def _answers(self, drawn: Places) -> Places:
-        said = np.asarray(self.ask(drawn), dtype=np.int64)
+        said = np.asarray(self.ask(drawn))
         if said.shape != drawn.shape or not np.isin(said, (-1, 0, 1)).all():
             raise ValueError(f"people were asked about {len(drawn)} examples, each 1, 0 or -1, and answered {said!r}")
-        return said
+        return said.astype(np.int64)
 
     def _settle(self, drawn: Places, answers: Places) -> None:
         """What people agree on is so."""
