@@ -354,9 +354,14 @@ def test_speedups_by_hand() -> None:
             *points("better", (2.0, 4.0, 8.0), (0.7, 0.8, 0.9)),
             *points("worse", (1.0, 2.0, 5.0), (0.1, 0.2, 0.3)),
             *points("much better", (2.0, 4.0, 8.0), (0.75, 0.8, 0.9)),
+            *points("the same again", (2.0, 4.0, 8.0), (0.6, 0.7, 0.8)),
         )
     )
-    assert found.speedup("baseline", 0) == (1.0, "")
+    for method in ("baseline", "the same again"):
+        for epochs in (None, 2, 4, 8):
+            assert found.speedup(method, 0, epochs=epochs) == (pytest.approx(1.0), "")
+    with pytest.raises(AssayError, match="2 epochs"):
+        found.speedup("better", 0, epochs=1)
     assert found.speedup("half the price", 0) == (pytest.approx(2.0), "")
     assert found.speedup("better", 0) == (pytest.approx(2.0), "")
     assert found.speedup("worse", 0) == (pytest.approx(0.8), "<")
@@ -368,6 +373,10 @@ def test_speedups_by_hand() -> None:
     assert shown.loc["better", "gain"] == pytest.approx(0.1)
     assert shown.loc["worse", "bounded"] == 1.0
     assert shown.index[-1] == "worse"
+    # Where a longer training of the baseline reaches no more than a shorter one, that is nobody's gain.
+    for reached in ((0.7, 0.7, 0.8), (0.7, 0.6, 0.8)):
+        flat = Benchmark((*points("baseline", (2.0, 4.0, 8.0), reached), *points("the same again", (2.0, 4.0, 8.0), reached)))
+        assert flat.speedup("the same again", 0) == flat.speedup("baseline", 0) == (pytest.approx(1.0), "")
 
 
 def test_a_benchmark_on_own_data(images: Dataset) -> None:
@@ -394,5 +403,5 @@ def test_claims_at_smoke_scale(home: object) -> None:
     lab = Lab(scale="smoke")
     assert set(finish_the_schedule(lab)) == {"full length", "quarter, schedule finished", "quarter, stopped"}
     arms = which_speedups_pay(lab)
-    assert arms["baseline"].number == 1.0  # type: ignore[union-attr]
+    assert arms["baseline"].number == pytest.approx(1.0)  # type: ignore[union-attr]
     assert arms["hard examples only, operations saved"] > 0.2

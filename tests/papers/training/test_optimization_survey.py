@@ -1,5 +1,6 @@
 """Starts against their variances, the signal against theory, isometry, and the claims at smoke scale."""
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from assay.data import Dataset
+from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.lab import Lab
 from assay.nn import lenet, mlp
@@ -34,7 +35,7 @@ from assay.papers.training.optimization_survey import (
     width_removes_bad_basins,
 )
 from assay.recipe import Recipe
-from assay.train.loop import fit
+from assay.train.loop import Loop, fit
 from assay.view import View
 
 
@@ -155,6 +156,37 @@ def test_starts_as_a_treatment(table: Dataset) -> None:
         start_(mlp(8, 2), "zeros")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="inputs"):
         start_(mlp(8, 2), "lsuv")
+
+
+def test_a_start_scales_on_examples_of_every_class_and_leaves_running_statistics_alone(table: Dataset) -> None:
+    """Examples sorted by class, the second ten times as large: outputs over all of them have variance 1."""
+    labels, order = table.train.labels.sort()
+    inputs = table.train.inputs[order] * (1 + 9 * labels)[:, None]
+    data = replace(table, train=Split(inputs, labels))
+    loop = Loop(Recipe(data, model=_normalised, batch_size=32), 0, torch.device("cpu"))
+    Start("lsuv", examples=len(labels) // 4).on_start(loop.run)
+    net = loop.run.model
+    assert net[0](inputs).var().item() == pytest.approx(1, abs=0.3)
+    fresh = nn.BatchNorm1d(16)
+    assert all(torch.equal(buffer, fresh.get_buffer(name)) for name, buffer in net[1].named_buffers())
+
+
+def _normalised() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
+
+
+def test_a_comparison_that_cannot_be_fair_is_refused_before_it_begins() -> None:
+    some, none = (torch.randn(40, 8), torch.arange(40) % 2), (torch.empty(0, 8), torch.empty(0, dtype=torch.int64))
+    net, optimizers = partial(mlp, 8, 2, (4,)), {"Adam": torch.optim.Adam, "own": torch.optim.SGD}
+    with pytest.raises(AssayError, match="no rates to try with 'own'"):
+        compare_optimizers(net, some, some, some, optimizers)
+    with pytest.raises(AssayError, match="equally many"):
+        compare_optimizers(net, some, some, some, optimizers, {"Adam": (0.1, 0.2), "own": (0.1,)})
+    for valid, test in ((none, some), (some, none)):
+        with pytest.raises(AssayError, match="some of both"):
+            compare_optimizers(net, some, valid, test)
+    with pytest.raises(AssayError, match="multiple of 20"):
+        compare_optimizers(net, some, some, some, steps=50)
 
 
 def test_the_probe_names_every_layer(table: Dataset) -> None:

@@ -157,8 +157,8 @@ def small_net(in_channels: int, num_classes: int, width: float = 1.0) -> nn.Sequ
     expect=(Above("fastest method, speed-up", 1.2), Below("least of the seconds saved with 20% of the operations", 0.05)),
     scaled_down="2,000 articles of Fashion-MNIST and three convolutions (6,330 weights), in batches of 32. Lengths of 4, 8 and "
     "16 epochs, each with its own schedule; three rates for every arm at 8 epochs, chosen on 1,000 held-out articles. The "
-    "accuracy to reach is the baseline's after 8 epochs; between lengths a price is read from a straight line, and a method "
-    "that does not get there counts with its longest training, which flatters it.",
+    "accuracy to reach is the baseline's after 8 epochs; between lengths a price is read from a straight line over its "
+    "logarithm, and a method that does not get there counts with its longest training, which flatters it.",
     unit="speed-up factor at equal test accuracy, or share of the baseline's seconds or operations saved at equal length",
 )
 def which_speedups_pay(lab: Lab) -> Measured:
@@ -175,7 +175,7 @@ def which_speedups_pay(lab: Lab) -> Measured:
         points = found.of(method, lab.seed)
         reached, price = [point.test for point in points], [point.seconds for point in points]
         factor, _ = found.speedup(method, lab.seed)
-        cost = Cost(seconds=points[-1].seconds, flops=round(points[-1].flops))
+        cost = Cost(seconds=points[-1].seconds)
         arms[method] = Curve(reached, price, factor, cost, x_name="seconds", y_name="test accuracy")
     others = [method for method in found.methods if method != BASELINE]
     held_out = {method: found.speedup(method, lab.seed, on="valid") for method in others}

@@ -110,9 +110,9 @@ def where_time_goes(recipe: Recipe, steps: int = 50, seed: int = 0, device: torc
 
     Args:
         recipe: what is trained, for two short epochs of which the second is timed.
-        steps: of the second epoch, at most; fewer where the data are over before.
+        steps: of the second epoch, at most, two at least; fewer where the data are over before.
         seed: of the training.
-        device: where to train.
+        device: where to train; one device, whatever the recipe says.
 
     Returns:
         Shares of the time, which add up to 1: ``"data"`` (gathering and augmenting a batch, and what hooks do to it),
@@ -125,9 +125,13 @@ def where_time_goes(recipe: Recipe, steps: int = 50, seed: int = 0, device: torc
         raise AssayError("Batches that are cut into parts cannot be timed so: take accumulate=1 and a smaller batch_size.")
     few = min(len(recipe.data.train), steps * recipe.batch_size)
     if few <= recipe.batch_size:
-        raise AssayError(f"{recipe.data.name!r} makes a single batch; the time of a step is known from the second one on.")
+        raise AssayError(
+            f"{steps} steps of {recipe.batch_size} examples out of {recipe.data.name!r} make a single batch, and a step is timed "
+            "from the second one on: take more steps or a smaller batch_size."
+        )
     watch = _Stopwatch()
-    part = recipe.replace(data=recipe.data.subset(train=few, seed=seed), epochs=2, watch=(), hooks=(*recipe.hooks, watch))
+    data, hooks = recipe.data.subset(train=few, seed=seed), (*recipe.hooks, watch)
+    part = recipe.replace(data=data, epochs=2, watch=(), hooks=hooks, devices=1)
     fit(part, seed, device)
     whole = sum(watch.spent.values())
     return {name: spent / whole for name, spent in watch.spent.items()}
@@ -181,16 +185,23 @@ class Benchmark:
     def speedup(
         self, method: str, seed: int, price: Price = "seconds", on: Literal["valid", "test"] = "test", epochs: int | None = None
     ) -> tuple[float, Literal["", "<", ">"]]:
-        """How much cheaper the method reaches what the baseline reaches in ``epochs`` (its middle length): price over price.
+        """How much cheaper the method reaches what the baseline reaches within ``epochs`` (its middle length): price over price.
+
+        Where a shorter training of the baseline reaches as much, its price is the baseline's, as it would be the method's.
 
         Returns:
             The ratio, and ``"<"`` or ``">"`` where it is only known to be below or above that (see :func:`price_at`).
+
+        Raises:
+            AssayError: the baseline has no training as short as that.
         """
         lengths = self.of(BASELINE, seed)
-        goal = next(p for p in lengths if p.epochs == (epochs or lengths[len(lengths) // 2].epochs))
+        most = lengths[len(lengths) // 2].epochs if epochs is None else epochs
+        within = [point for point in lengths if point.epochs <= most]
+        if not within:
+            raise AssayError(f"The baseline's shortest training has {lengths[0].epochs} epochs, so nothing is known of {most}.")
+        goal = max(within, key=lambda point: float(getattr(point, on)))  # of equally good ones the shortest
         own = self.of(method, seed)
-        if method == BASELINE:
-            return 1.0, ""
         needed, bound = price_at([getattr(p, price) for p in own], [getattr(p, on) for p in own], getattr(goal, on))
         turned: dict[str, Literal["", "<", ">"]] = {"": "", "<": ">", ">": "<"}
         return getattr(goal, price) / needed, turned[bound]
@@ -240,7 +251,7 @@ def benchmark(
 
     Args:
         plain: the baseline, with held-out data (``data.holdout``) and a schedule that ends with the training.
-        methods: name -> treatment.
+        methods: name -> treatment. One that brings an optimizer of its own takes no notice of ``rates``, and so is not tuned.
         epochs: lengths, at least two. At the middle one each method's learning rate is chosen on held-out data; the other lengths
             take it over.
         rates: learning rates to choose among, the same number of trials for the baseline and for every method.
@@ -249,7 +260,8 @@ def benchmark(
         quality: ``(trained, split) -> number``, higher is better.
 
     Raises:
-        AssayError: nothing is held out, or a method cannot be put on this recipe.
+        AssayError: nothing is held out, there is a single length, or a method cannot be put on this recipe.
+        Diverged: the rate chosen at the middle length fails at another; where all fail there, it is a plain AssayError.
     """
     lengths = sorted(set(epochs))
     if len(lengths) < 2:

@@ -145,7 +145,11 @@ def _one_device(name: str) -> None:
 
 @treatment
 def selective_backprop(recipe: Recipe, beta: float = 2.0) -> Recipe:
-    """Take gradients of hard examples only, about 1 / (beta + 1) of each batch; a forward pass for all chooses them."""
+    """Take gradients of hard examples only, about 1 / (beta + 1) of each batch; a forward pass for all chooses them.
+
+    The paper ranks a loss among those of the last batches and gathers what it keeps until a batch is full, so that it takes
+    fewer steps; here the ranks are those within the batch, and there are as many steps as before on fewer examples each.
+    """
     _require_classes(recipe, "Selective back-propagation")
     # Before all other hooks, so that what they prepare for the batch fits what is left of it.
     return recipe.replace(hooks=(SelectiveBackprop(beta), *recipe.hooks))
@@ -187,7 +191,7 @@ class DataPruning(InputHook):
 
 @torch.no_grad()
 def el2n(model: nn.Module, run: Run, chunk: int = 1024) -> Tensor:
-    """Length of the error vector, ||softmax(logits) - one-hot||, for every training example (N,) (Paul et al. 2021, eq. 2)."""
+    """Length of the error vector, ||softmax(logits) - one-hot||, for all training examples (N,) (Paul et al. 2021, def. 2.2)."""
     inputs, labels = run.data.train.inputs, run.data.train.labels
     assert isinstance(inputs, Tensor)  # or the training would have refused them
     was_training = model.training
@@ -203,7 +207,7 @@ def data_pruning(recipe: Recipe, share: float = 0.3, after: float = 0.25) -> Rec
     """Drop the easiest ``share`` of the training examples (by EL2N) once ``after`` of the training is over.
 
     The paper scores with ten networks trained for the purpose; here the network in training scores once, at the price of one
-    forward pass over the data.
+    forward pass over the data. There are as many steps as before, on smaller batches.
     """
     _require_classes(recipe, "Data pruning")
     return recipe.replace(hooks=(DataPruning(share, after), *recipe.hooks))  # first, as for selective_backprop
@@ -260,7 +264,11 @@ def _blocks(model: nn.Module) -> list[list[nn.Parameter]]:
 
 @treatment
 def layer_freezing(recipe: Recipe, share: float = 0.67, begin: float = 0.3, end: float = 0.7) -> Recipe:
-    """Freeze the first ``share`` of the layers, one after the other between ``begin`` and ``end`` of the training."""
+    """Freeze the first ``share`` of the layers, one after the other between ``begin`` and ``end`` of the training.
+
+    FreezeOut lets the rate of each layer fall to 0 along a cosine before it is frozen; here a layer keeps the common rate until
+    then. The running statistics of a frozen layer's normalisation go on following the data.
+    """
     if any(not parameter.requires_grad for parameter in recipe.model().parameters()):
         raise AssayError("The network has frozen weights already, which layer freezing would thaw at the end.")
     return recipe.replace(hooks=(*recipe.hooks, LayerFreezing(share, begin, end)))

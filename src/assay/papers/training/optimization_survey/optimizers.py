@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from assay.errors import AssayError
 from assay.recipe import Recipe, treatment
 from assay.train.compare import Trial, Trials
 from assay.train.optim import Lamb
@@ -62,7 +63,7 @@ def compare_optimizers(
     """Every optimizer with each of its rates, from the same weights on the same batches: who wins, with the rate tuned?
 
     Args:
-        model: makes a classifier; small ones gain most by being trained side by side.
+        model: makes a classifier, on the device where the examples are; small ones gain most by being trained side by side.
         train: inputs (N, ...) and labels (N,), what the networks learn.
         valid: on which rates are chosen.
         test: on which the chosen ones are measured.
@@ -72,7 +73,19 @@ def compare_optimizers(
         batch_size: examples a step.
         seeds: of weights and order; the spread over them is in the table.
         schedule: ``(optimizer, steps) -> LRScheduler`` for all; ``None`` keeps the rate.
+
+    Raises:
+        AssayError: an optimizer has no rates or another number of them, nothing is held out, or ``steps`` does not fit.
     """
+    for name in optimizers:
+        if not rates.get(name):
+            raise AssayError(f"There are no rates to try with {name!r}: give rates={{{name!r}: (1e-3, 1e-2, ...), ...}}.")
+    if len({len(rates[name]) for name in optimizers}) > 1:  # said before anything is trained
+        raise AssayError("More trials find better settings: give every optimizer equally many rates.")
+    if not len(valid[1]) or not len(test[1]):
+        raise AssayError("Rates are chosen on held-out examples and measured on test examples: give some of both.")
+    if steps < _LOOK or steps % _LOOK:
+        raise AssayError(f"steps must be a multiple of {_LOOK}, not {steps}: the networks are looked at so often.")
     trials: list[Trial] = []
     names = [name for name in optimizers for _ in rates[name]]
     settings = [rate for name in optimizers for rate in rates[name]]

@@ -71,7 +71,8 @@ def scale_on_data_(model: nn.Module, inputs: Tensor, tolerance: float = 0.1, max
     """Divide the weights of each layer by the standard deviation of its outputs, from the first to the last (LSUV, algorithm 1).
 
     Args:
-        model: its linear layers and convolutions are scaled in place; biases should be 0.
+        model: its linear layers and convolutions are scaled in place; biases should be 0. It runs in the mode in which it is
+            given: in training mode running statistics move with every pass.
         inputs: (B, ...) a batch of the data; the paper takes some hundreds of images.
         tolerance: a layer is left when the variance of its outputs is so close to 1.
         max_iter: most rounds for a layer. One is enough unless it is used several times.
@@ -158,19 +159,23 @@ def jacobian_singular_values(model: nn.Module, inputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Start(Hook):
-    """New weights before the first step."""
+    """New weights before the first step; ``"lsuv"`` scales them on so many ``examples``."""
 
     kind: StartKind = "lsuv"
     examples: int = 256
 
     def on_start(self, run: Run) -> None:
-        """Draw them, and scale them on the first examples."""
+        """Draw them, and scale them on examples from all over the training set, which may be sorted by class."""
         inputs = run.data.train.inputs
         assert isinstance(inputs, Tensor)  # or the training would have refused them
+        inputs = inputs[:: max(1, len(inputs) // self.examples)][: self.examples]
+        statistics = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
         with torch.random.fork_rng(devices=[]):
             # torch.nn.init draws on the CPU for a network there; a stream of its own leaves all others as they were.
             torch.manual_seed(run.generator.initial_seed() + 0x5374617274)
-            start_(run.model, self.kind, inputs[: self.examples].to(run.device))
+            start_(run.model, self.kind, inputs.to(run.device))
+        for name, buffer in run.model.named_buffers():
+            buffer.copy_(statistics[name])  # what the passes of the scaling left in them is none of the training
 
 
 @treatment
