@@ -14,8 +14,8 @@ from assay.errors import AssayError
 def set_aside(data: Dataset, per_class: int, seed: int) -> tuple[Dataset, Split]:
     """Take ``per_class`` training examples of every class out of the training split.
 
-    A class with fewer than twice as many gives half of what it has, and those are repeated until there are ``per_class``, so that
-    what was set aside has equally many of each class; a class with one example gives none.
+    A class with fewer than five times as many gives a fifth of what it has (at least one), and those are repeated until there are
+    ``per_class``, so that what was set aside has equally many of each class; a class with one example gives none.
 
     Args:
         data: of a classification.
@@ -39,7 +39,7 @@ def set_aside(data: Dataset, per_class: int, seed: int) -> tuple[Dataset, Split]
     chosen, taken = [], []
     for label in range(data.num_classes):
         members = order[data.train.labels[order] == label]
-        own = members[: min(per_class, len(members) // 2)]
+        own = members[: min(per_class, max(len(members) // 5, min(1, len(members) // 2)))]
         taken.append(own)
         if len(own):
             chosen.append(own[torch.arange(per_class) % len(own)])
