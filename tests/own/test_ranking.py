@@ -41,7 +41,7 @@ def images() -> Dataset:
 
 
 def test_probes_of_data_are_told_apart_by_their_first_parameter() -> None:
-    assert {offer.key for offer in offers() if offer.of_data} == {"prototypicality"}
+    assert {offer.key for offer in offers() if offer.of_data} == {"prototypicality", "errorless_training"}
     assert looks_at_data("prototypicality")
     assert not looks_at_data("deepfool")
     paper, function = find("prototypicality")
