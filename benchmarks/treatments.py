@@ -27,7 +27,7 @@ from assay.recipe import Recipe
 from assay.train.loop import fit
 from assay.train.schedules import cosine
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 def _data(name: str, count: int, *shape: int) -> Dataset:
@@ -39,14 +39,15 @@ def _data(name: str, count: int, *shape: int) -> Dataset:
 
 def _plain() -> dict[str, Recipe]:
     photos = Recipe(
-        _data("images", 512, 3, 32, 32),
+        _data("images", 256, 3, 32, 32),
         model=partial(wide_resnet, 10, 2),
         optimizer=partial(torch.optim.AdamW, lr=1e-3),
         schedule=cosine,
         epochs=3,
+        batch_size=64,
         watch=(),
     )
-    table = photos.replace(data=_data("table", 10_000, 20), model=partial(mlp, 20, 10), epochs=4)
+    table = photos.replace(data=_data("table", 4_000, 20), model=partial(mlp, 20, 10), epochs=4)
     return {"images": photos, "table": table}
 
 
