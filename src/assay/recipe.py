@@ -128,12 +128,16 @@ class _Sum(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor, *more: Any) -> Tensor:
         known = dict(zip(self.wants, more, strict=True))
         each = [loss(logits, labels, *(known[name] for name in own)) for loss, own in zip(self.losses, self.own, strict=True)]
-        return torch.stack(each).sum() - (len(each) - 1) * F.cross_entropy(logits, labels)
+        return _together(each, logits, labels)
 
 
 def _sum_of_losses(logits: Tensor, labels: Tensor, losses: tuple[Loss, ...]) -> Tensor:
-    total = torch.stack([loss(logits, labels) for loss in losses]).sum()
-    return total - (len(losses) - 1) * F.cross_entropy(logits, labels)
+    return _together([loss(logits, labels) for loss in losses], logits, labels)
+
+
+def _together(each: list[Tensor], logits: Tensor, labels: Tensor) -> Tensor:
+    """``CE + sum_k (L_k - CE)``."""
+    return torch.stack(each).sum() - (len(each) - 1) * F.cross_entropy(logits, labels)
 
 
 def with_loss(recipe: Recipe, loss: Loss | PerExample) -> Recipe:

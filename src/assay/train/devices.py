@@ -372,7 +372,7 @@ class _SharedLoop(Loop):
         if "features" in self.wants:
             self.features = self._gathered(self.features, bounds)
         if "layers" in self.wants:
-            self.layers = {name: self._gathered(output, bounds) for name, output in self.layers.items()}
+            self.layers = {name: self._gathered(output, bounds) for name, output in self.outputs.items()}
         return self._gathered(own, bounds)
 
     def _gathered(self, own: Tensor, bounds: list[int]) -> Tensor:

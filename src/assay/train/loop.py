@@ -9,21 +9,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from assay.clock import seconds
 from assay.data import Split
 from assay.errors import AssayError, Diverged
 from assay.files import load_checkpoint, save_checkpoint
+from assay.nn.layers import watching
 from assay.paper import Cost, Score
 from assay.recipe import PerExample, Recipe
 from assay.train.hooks import InputHook, Run
@@ -201,15 +200,17 @@ class Loop:
         self.loss: Any = recipe.loss
         self.wants: tuple[str, ...] = ()  # of the loss, besides logits and labels
         self.features = torch.empty(0)
-        self.layers: dict[str, Tensor] = {}
-        self.watching: list[RemovableHandle] = []
+        self.outputs: dict[str, Tensor] = {}  # of the layers that the loss watches, in the last forward pass
+        self.layers = self.outputs  # the same for the whole batch, where several devices share it
+        self.watching = ExitStack()
         self.input_hooks = [hook for hook in recipe.hooks if isinstance(hook, InputHook)]
         if isinstance(recipe.loss, PerExample):
             self.wants = recipe.loss.wants
             last = self._watched_layer() if "features" in self.wants else None
             example = self.inputs.take(torch.zeros(1, dtype=torch.int64))
             self.loss = recipe.loss.build(data, None if last is None else last.in_features, self.model, example).to(device)
-            self._watch_layers(getattr(self.loss, "watches", ()))
+            self.outputs = self.watching.enter_context(watching(self.model, getattr(self.loss, "watches", ())))
+            self.layers = self.outputs
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         if isinstance(self.loss, nn.Module):
             parameters += [p for p in self.loss.parameters() if p.requires_grad]
@@ -237,20 +238,8 @@ class Loop:
         def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
             self.features = given[0]
 
-        self.watching.append(layers[-1].register_forward_pre_hook(keep))
+        self.watching.callback(layers[-1].register_forward_pre_hook(keep).remove)
         return layers[-1]
-
-    def _watch_layers(self, names: Iterable[str]) -> None:
-        """From now on the outputs of these modules are kept."""
-        modules = dict(self.model.named_modules())
-
-        def keep(name: str, _: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-            self.layers[name] = output
-
-        for name in names:
-            if name not in modules:
-                raise AssayError(f"The loss watches the layer {name!r}, which the network does not have.")
-            self.watching.append(modules[name].register_forward_hook(partial(keep, name)))
 
     #: Whether every process holds a part of the weights only.
     sharded = False
@@ -289,8 +278,7 @@ class Loop:
             self._end_epoch()
             if report is not None:
                 report(run.step, run.steps_per_epoch * run.epochs, f"epoch {run.epoch}/{run.epochs}")
-        for handle in self.watching:
-            handle.remove()  # the network is somebody else's from here on
+        self.watching.close()  # the network is somebody else's from here on
 
     def _step(self) -> None:
         recipe, run = self.recipe, self.run
