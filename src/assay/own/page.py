@@ -16,6 +16,7 @@ from assay.errors import AssayError
 from assay.files import save_tensors, write_atomically
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from torch import Tensor
 
     from assay.own.probing import Looked
@@ -26,6 +27,19 @@ PAGE, TENSORS = "probe.html", "attributions.safetensors"
 _SIDE = 168
 #: Columns of a table that are drawn.
 _COLUMNS = 15
+
+
+def templates() -> Environment:
+    """Where pages about people's data are made from; what they show is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    return Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def require_web() -> None:
@@ -48,23 +62,18 @@ def write_page(looked: Looked, folder: Path) -> Path:
         AssayError: jinja2 is missing, or the folder cannot be written.
     """
     require_web()
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     if folder.exists() and not folder.is_dir():
         raise AssayError(f"{folder} is a file: name a folder with --out.")
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    text = environment.get_template("probe.html").render(
-        looked=looked,
-        numbers=[(name, _number(value)) for name, value in looked.numbers.items()],
-        summary=[(name, *map(_number, values)) for name, values in looked.summary().items()],
-        columns={name: _bars(looked.columns(name)) for name in looked.attributions} if looked.kind == "table" else {},
-        examples=[_example(looked, place) for place in range(len(looked.examples))],
+    text = (
+        templates()
+        .get_template("probe.html")
+        .render(
+            looked=looked,
+            numbers=[(name, _number(value)) for name, value in looked.numbers.items()],
+            summary=[(name, *map(_number, values)) for name, values in looked.summary().items()],
+            columns={name: _bars(looked.columns(name)) for name in looked.attributions} if looked.kind == "table" else {},
+            examples=[_example(looked, place) for place in range(len(looked.examples))],
+        )
     )
     page = folder / PAGE
     write_atomically(page, lambda path: path.write_text(text, encoding="utf-8"))

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from assay.errors import AssayError
 from assay.files import write_atomically
 from assay.lab.export import write
-from assay.own.page import HERE, as_png, line, pixels, spectrogram
+from assay.own.page import as_png, line, pixels, spectrogram, templates
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,24 +39,21 @@ def write_ranking(ranking: Ranking, folder: Path) -> tuple[Path, Path]:
     """
     if folder.exists() and not folder.is_dir():
         raise AssayError(f"{folder} is a file: name a folder with --out.")
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     classes = ranking.examples.classes
-    text = environment.get_template("ranking.html").render(
-        ranking=ranking,
-        kind=ranking.examples.kind,
-        classes=[
-            (name, _cards(ranking, ranking.typical(name, _ENDS)), _cards(ranking, ranking.untypical(name, _ENDS)))
-            for name in classes
-        ],
-        lists=[(title, _cards(ranking, places.tolist()[:_LISTED])) for title, places in ranking.found.lists.items()],
-        numbers=[(name, _number(value)) for name, value in ranking.found.numbers.items()],
-        scores=SCORES,
+    text = (
+        templates()
+        .get_template("ranking.html")
+        .render(
+            ranking=ranking,
+            kind=ranking.examples.kind,
+            classes=[
+                (name, _cards(ranking, ranking.typical(name, _ENDS)), _cards(ranking, ranking.untypical(name, _ENDS)))
+                for name in classes
+            ],
+            lists=[(title, _cards(ranking, places.tolist()[:_LISTED])) for title, places in ranking.found.lists.items()],
+            numbers=[(name, _number(value)) for name, value in ranking.found.numbers.items()],
+            scores=SCORES,
+        )
     )
     page, table = folder / PAGE, folder / SCORES
     write(ranking.table(), table)

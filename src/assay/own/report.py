@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from assay.errors import AssayError
 from assay.files import write_atomically
 from assay.lab.verdict import judge
+from assay.own.page import templates
 from assay.own.saved import FACTS, REPORT
 from assay.own.trying import BASELINE
 from assay.paper import Above
@@ -78,16 +79,9 @@ def write_report(place: Path) -> Path:
 
 
 def _render(facts: Mapping[str, Any], place: Path) -> str:
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates()
     environment.filters["drawn"] = Markup  # for figures alone: their words were escaped when they were drawn
     trial = facts["trial"]
     html: str = environment.get_template("report.html").render(
