@@ -46,7 +46,7 @@ def run(
     ``on`` is ``"here"`` (processes of this machine) or names a Ray cluster, see :func:`assay.lab.cluster.run_on_ray`.
     """
     console = Console(stderr=True, quiet=quiet)
-    check(what, everything, scale, workers, device, here=on == "here")
+    check(what, everything, scale, workers, device, here=on == "here", seeds=seeds)
     chosen = _runnable(catalogue.select(what, everything), what, console)
     ledger = Ledger()
     units = plan(chosen, seeds, scale, device, ledger)
@@ -75,11 +75,19 @@ def results(what: list[str], everything: bool, scale: str, device: str) -> list[
     return [one for one in found if one is not None]
 
 
-def check(what: list[str], everything: bool, scale: str, workers: int = 0, device: str = "cpu", here: bool = True) -> None:
+def check(
+    what: list[str],
+    everything: bool,
+    scale: str,
+    workers: int = 0,
+    device: str = "cpu",
+    here: bool = True,
+    seeds: int = 1,
+) -> None:
     """Refuse what no command over claims can do anything with; a device only matters where it is this machine that computes.
 
     Raises:
-        AssayError: nothing was named, or the scale, the workers or the device are impossible.
+        AssayError: nothing was named, or the scale, the seeds, the workers or the device are impossible.
     """
     from assay.lab.lab import SCALES, parse_device
 
@@ -87,6 +95,8 @@ def check(what: list[str], everything: bool, scale: str, workers: int = 0, devic
         raise AssayError("Nothing was named: give a paper's key, KEY:CLAIM, a topic, or --all; `assay list` shows them.")
     if scale not in SCALES:
         raise AssayError(f"--scale is {scale!r}: choose one of {', '.join(SCALES)}.")
+    if seeds < 1:
+        raise AssayError(f"--seeds is {seeds}; a verdict needs at least 2 seeds, a look at the numbers 1.")
     if workers < 0:
         raise AssayError(f"--workers is {workers}: give a number of processes, or 0 for one a core.")
     kind = parse_device(device)[0].type
