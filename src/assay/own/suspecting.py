@@ -301,14 +301,20 @@ class Believed(Hook):
     momentum: float = _MOMENTUM
 
     def on_start(self, run: Run) -> None:
-        """Nothing is believed yet."""
+        """Nothing is said or believed yet."""
         run.memory["believed"] = torch.zeros(len(run.data.train), run.data.num_classes, device=run.device)
+        run.memory["said"] = torch.full_like(run.memory["believed"], torch.nan)
 
     def before_loss(self, run: Run) -> None:
-        """Move towards what the network says of this batch."""
-        kept = run.memory["believed"]
-        said = run.logits.detach().float().softmax(dim=1)
-        kept[run.index] = self.momentum * kept[run.index] + (1 - self.momentum) * said
+        """Keep what the network says of this batch: one operation, since beside a small network each is felt."""
+        run.memory["said"].index_copy_(0, run.index, run.logits.detach().float())
+
+    def after_epoch(self, run: Run) -> None:
+        """Move towards what was said; examples that no batch had stay where they are."""
+        said, believed = run.memory["said"], run.memory["believed"]
+        seen = ~said.isnan().any(dim=1, keepdim=True)
+        believed.copy_(torch.where(seen, said.softmax(dim=1).lerp(believed, self.momentum), believed))
+        said.fill_(torch.nan)
 
 
 def _resisting(
