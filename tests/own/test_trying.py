@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import typer
+from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 from torch.nn import functional as F
 from typer.testing import CliRunner
@@ -123,6 +124,25 @@ def test_scores_are_those_of_the_trained_networks(known: None, data: Dataset) ->
     assert trial.price("baseline") is not None
 
 
+def test_rare_classes_count_as_much_where_that_is_asked_for(known: None, tmp_path: Path, home: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.where(rng.random(300) < 0.1, "rare", "usual")
+    path = tmp_path / "rare.csv"
+    pd.DataFrame(rng.normal(size=(300, 3)), columns=list("abc")).assign(label=labels).to_csv(path, index=False)
+    data = read(path, "label")
+    plain = try_(["smooth"], on=data, seeds=1)
+    assert any("times as many training examples" in note for note in plain.notes)
+    fair = try_(["smooth"], on=data, seeds=1, by="balanced")
+    assert fair.metric == "test balanced accuracy"
+    recipe = trying.baseline(data)
+    said = memory.train(recipe, 0, torch.device("cpu")).logits("test").argmax(dim=1)
+    expected = balanced_accuracy_score(data.test.labels, said)
+    assert fair.arms["baseline"][0] == pytest.approx(expected)
+    assert plain.beside["baseline"][0] == pytest.approx(expected)
+    assert fair.beside["baseline"][0] == plain.arms["baseline"][0]
+    assert fair.as_dict()["arms"]["baseline"]["accuracy"] == {"0": plain.arms["baseline"][0]}
+
+
 def test_methods_compose_unless_one_undoes_the_other(known: None, data: Dataset) -> None:
     trial = try_(["smooth+straight", "smooth+wrapped", "wrapped+smooth"], on=data, seeds=1)
     assert set(trial.verdicts) == {"smooth+straight", "smooth+wrapped"}
@@ -143,7 +163,7 @@ def test_what_does_not_fit_says_why_and_the_others_go_on(known: None, data: Data
 
 
 def test_equal_differences_are_said(known: None, data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trying, "score", lambda predicted, labels, task, strict=True: 0.75)
+    monkeypatch.setattr(trying, "score", lambda predicted, labels, task, strict=True, by="accuracy": 0.75)
     trial = try_(["smooth"], on=data, seeds=3)
     assert any("with caution" in note for note in trial.notes)
 
@@ -202,6 +222,7 @@ def test_regression(known: None, tmp_path: Path, home: Path) -> None:
         (["elr:other"], {}, "elr has no treatment 'other': it has elr"),
         ([], {}, "No method was named"),
         (["elr"], {"seeds": 0}, "0 seeds"),
+        (["elr"], {"by": "beauty"}, "Nothing is judged by 'beauty': choose accuracy or balanced"),
         (["elr"], {"device": "abacus"}, "no device 'abacus'"),
         (["elr"], {"on": "nowhere.csv"}, "There is no nowhere.csv"),
     ],

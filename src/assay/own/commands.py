@@ -44,6 +44,9 @@ def try_methods(
     series: Series = None,
     everything: Annotated[bool, typer.Option("--all", help="Every method of the catalogue that fits.")] = False,
     seeds: Annotated[int, typer.Option(help="Trainings of every arm.")] = 5,
+    by: Annotated[
+        str, typer.Option(help="Judge by accuracy, or balanced: its mean over the classes, in which rare ones count as much.")
+    ] = "accuracy",
     budget: Annotated[str | None, typer.Option(help="Time after which nothing more is trained, e.g. 90s, 10m, 2h.")] = None,
     device: Annotated[str, typer.Option(help="Where to train: cpu, cuda, mps.")] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder for best network and report; else one among your runs.")] = None,
@@ -85,6 +88,7 @@ def try_methods(
             device=device,
             report=report,
             everything=everything,
+            by=by,
             say=lambda line: progress.console.print(line, highlight=False, markup=False),
         )
     given = {
@@ -96,7 +100,7 @@ def try_methods(
         "--series": series,
         "--seeds": str(seeds),
     }
-    given |= {"--budget": budget, "--device": None if device == "cpu" else device}
+    given |= {"--by": None if by == "accuracy" else by, "--budget": budget, "--device": None if device == "cpu" else device}
     words = ["assay", "try", *(methods or []), *(["--all"] if everything else [])]
     command = shlex.join(words + [word for name, value in given.items() if value is not None for word in (name, value)])
     kept, saved = _keep(trial, out, on, command) if save else (None, [])

@@ -42,11 +42,13 @@ def print_trial(trial: Trial, kept: tuple[str, int] | None = None, saved: Sequen
     if not out.is_terminal:  # there it was printed before the trainings, beside the bar
         out.print(escape(trial.data), highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("arm", trial.metric, "lowest", "highest", "seeds", "a training"):
+    other = [f"test {trial.other}"] if trial.beside else []
+    for name in ("arm", trial.metric, "lowest", "highest", *other, "seeds", "a training"):
         table.add_column(name, justify="left" if name == "arm" else "right")
     base = trial.price(BASELINE)
     for arm, scores in trial.arms.items():
         numbers = [f"{f(scores.values()):.4f}" if scores else "-" for f in (statistics.fmean, min, max)]
+        numbers += [f"{statistics.fmean(trial.beside[arm].values()):.4f}" if arm in trial.beside else "-" for _ in other]
         seconds = trial.price(arm)
         price = "" if seconds is None else f"{seconds:.3g} s"
         if seconds is not None and base and arm in trial.verdicts:

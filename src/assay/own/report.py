@@ -16,7 +16,7 @@ from assay.files import write_atomically
 from assay.lab.verdict import judge
 from assay.own.page import templates
 from assay.own.saved import FACTS, REPORT
-from assay.own.trying import BASELINE
+from assay.own.trying import BASELINE, MEASURES
 from assay.paper import Above
 from assay.paths import runs_dir
 
@@ -56,6 +56,7 @@ class Arm:
     mean: str
     span: str
     valid: str
+    other: str
     seeds: int
     price: str
     parameters: str
@@ -93,6 +94,7 @@ def _render(facts: Mapping[str, Any], place: Path) -> str:
         figure=_figure(trial, facts["arm"]),
         arms=[_arm(name, found, trial, facts["arm"]) for name, found in trial["arms"].items()],
         chosen=_chosen(facts),
+        other=_other(trial) if any(_other(trial) in found for found in trial["arms"].values()) else "",
         place=shlex.quote(place.name if place.parent == runs_dir() else str(place)),
     )
     return html
@@ -171,11 +173,17 @@ def _arm(name: str, found: Mapping[str, Any], trial: Mapping[str, Any], kept: st
         mean=f"{found['mean']:.4f}" if values else "",
         span=f"{min(values):.4f} to {max(values):.4f}" if values else "",
         valid=f"{statistics.fmean(valid):.4f}" if valid else "",
+        other=f"{statistics.fmean(other):.4f}" if (other := [*found.get(_other(trial), {}).values()]) else "",
         seeds=len(values),
         price=price,
         parameters=f"{size:,}" if size else "",
         kept=name == kept,
     )
+
+
+def _other(trial: Mapping[str, Any]) -> str:
+    """The measure that stands beside the one the arms are judged by; in reports of old and of equal classes no arm has it."""
+    return next(name for name in MEASURES.values() if trial["metric"] != f"test {name}")
 
 
 def _chosen(facts: Mapping[str, Any]) -> str:

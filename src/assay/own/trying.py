@@ -40,6 +40,10 @@ BASELINE = "baseline"
 _REFERENCE_SHARE = 0.2
 #: A method whose first step takes so many seconds is slow.
 _SLOW = 2.0
+#: What classifiers are judged by: the share of right answers, or the mean of that share over the classes.
+MEASURES = {"accuracy": "accuracy", "balanced": "balanced accuracy"}
+#: From which ratio of the most to the least frequent class on the two measures are both shown.
+_UNEQUAL = 2.0
 #: Of the training examples, how many validate where the data come without.
 _VALID = 0.1
 
@@ -55,6 +59,8 @@ class Trial:
         reference: name of the arm without a network.
         arms: arm -> seed -> test score with its price.
         valid: arm -> seed -> the same on the validation split, where there is one.
+        by: what arms are judged by, a key of :data:`MEASURES`.
+        beside: arm -> seed -> the other measure on the test split; filled where classes are so unequal that they differ.
         verdicts: method -> verdict on "above the baseline".
         refused: method -> why it does not fit.
         changed: method -> field of the recipe -> what the method made of it, in words.
@@ -72,6 +78,8 @@ class Trial:
     reference: str
     arms: dict[str, dict[int, Score]] = field(default_factory=dict)
     valid: dict[str, dict[int, float]] = field(default_factory=dict)
+    by: str = "accuracy"
+    beside: dict[str, dict[int, float]] = field(default_factory=dict)
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     changed: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -81,6 +89,11 @@ class Trial:
     preparation: Preparation = field(default_factory=lambda: Preparation({"kind": "unknown"}), repr=False)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     read: Dataset | None = field(default=None, repr=False)
+
+    @property
+    def other(self) -> str:
+        """The measure that :attr:`beside` has."""
+        return next(name for measure, name in MEASURES.items() if measure != self.by)
 
     def price(self, arm: str) -> float | None:
         """Median seconds of one training of an arm."""
@@ -165,6 +178,7 @@ class Trial:
                     "mean": statistics.fmean(scores.values()) if scores else None,
                     "values": {str(seed): float(score) for seed, score in scores.items()},
                     "valid": {str(seed): score for seed, score in self.valid.get(arm, {}).items()},
+                    **({self.other: {str(seed): x for seed, x in self.beside[arm].items()}} if arm in self.beside else {}),
                     "seconds": self.price(arm),
                     "parameters": next((score.cost.parameters for score in scores.values()), None),
                 }
@@ -195,6 +209,7 @@ def try_(
     device: str = "cpu",
     report: Report | None = None,
     everything: bool = False,
+    by: str = "accuracy",
     say: Callable[[str], None] | None = None,
 ) -> Trial:
     """Try methods on somebody's own data against the same network without them.
@@ -213,6 +228,8 @@ def try_(
         device: where to train.
         report: is told how far it is.
         everything: try every treatment of the catalogue besides; those that do not fit stand in ``refused``.
+        by: what classifiers are judged by and the best network is chosen by: ``"accuracy"``, or ``"balanced"``, the mean over the
+            classes, in which rare classes count as much as frequent ones.
         say: is told, before anything is trained, the line of what was understood.
 
     Raises:
@@ -223,14 +240,19 @@ def try_(
         raise AssayError(f"{seeds} seeds were asked for: give at least 1; a verdict needs 2, better 5.")
     if not methods and not everything:
         raise AssayError(f"No method was named: choose among {', '.join(there())}, or take --all.")
+    if by not in MEASURES:
+        raise AssayError(f"Nothing is judged by {by!r}: choose {' or '.join(MEASURES)}.")
     where = usable_device(device)
     more, absent = every() if everything else ([], {})
     treatments = {method: [find(name) for name in method.split("+")] for method in dict.fromkeys([*methods, *more])}
     data, preparation = _data(on, Named(target, text, group, time, series))
+    if by != "accuracy" and data.task != "classification":
+        raise AssayError(f"{data.name} has numbers to predict, which R² judges: leave out --by {by}.")
     plain = baseline(data)
     trial = Trial(
         data=data.source,
-        metric="test accuracy" if data.task == "classification" else "test R²",
+        metric=f"test {MEASURES[by]}" if data.task == "classification" else "test R²",
+        by=by,
         wanted=seeds,
         reference=reference_name(data),
         refused=absent,
@@ -334,15 +356,28 @@ def _train(trial: Trial, data: Dataset, arm: str, seed: int, tell: Callable[[flo
         if arm == BASELINE:
             raise
         trial.refused[arm] = str(error).rstrip(".")
-        for table in (trial.arms, trial.valid, trial.recipes):
+        for table in (trial.arms, trial.valid, trial.beside, trial.recipes):
             table.pop(arm, None)
         return
-    trial.arms[arm][seed] = Score(score(_predicted(trained, "test"), data.test.labels, data.task), trained.cost)
+    _score(trial, data, arm, seed, _predicted(trained, "test"), trained.cost)
     if len(data.valid):
         # What a method did to the validation examples (noise, scaling) is its own affair: labels are the data's.
         predicted = _predicted(trained, "valid")
         if len(predicted) == len(data.valid):
-            trial.valid.setdefault(arm, {})[seed] = score(predicted, data.valid.labels, data.task, strict=False)
+            trial.valid.setdefault(arm, {})[seed] = score(predicted, data.valid.labels, data.task, strict=False, by=trial.by)
+
+
+def _score(trial: Trial, data: Dataset, arm: str, seed: int, predicted: Tensor, cost: Cost) -> None:
+    """Enter what an arm's predictions on the test split are worth."""
+    labels = data.test.labels
+    trial.arms[arm][seed] = Score(score(predicted, labels, data.task, by=trial.by), cost)
+    if data.task != "classification":
+        return
+    counts = labels.bincount()
+    counts = counts[counts > 0]
+    if counts.max() >= _UNEQUAL * counts.min():
+        other = next(measure for measure in MEASURES if measure != trial.by)
+        trial.beside.setdefault(arm, {})[seed] = score(predicted, labels, data.task, by=other)
 
 
 def _predicted(trained: Trained, split: str) -> Tensor:
@@ -362,10 +397,9 @@ def _refer(trial: Trial, data: Dataset, seed: int, end: float | None, progress: 
         del trial.arms[trial.reference]
         trial.valid.pop(trial.reference, None)
         return
-    cost = Cost(seconds=float(kept["seconds"]))
-    trial.arms[trial.reference][seed] = Score(score(kept["predicted"], data.test.labels, data.task), cost)
+    _score(trial, data, trial.reference, seed, kept["predicted"], Cost(seconds=float(kept["seconds"])))
     if len(data.valid):
-        on_valid = score(kept["valid"], data.valid.labels, data.task, strict=False)
+        on_valid = score(kept["valid"], data.valid.labels, data.task, strict=False, by=trial.by)
         trial.valid.setdefault(trial.reference, {})[seed] = on_valid
 
 
@@ -421,14 +455,22 @@ def _level(trial: Trial) -> None:
         return
     for arm in trial.arms:
         trial.arms[arm] = {seed: trial.arms[arm][seed] for seed in sorted(common)}
-        if arm in trial.valid:
-            trial.valid[arm] = {seed: trial.valid[arm][seed] for seed in sorted(common)}
+        for table in (trial.valid, trial.beside):
+            if arm in table:
+                table[arm] = {seed: table[arm][seed] for seed in sorted(common)}
 
 
-def score(predicted: Tensor, labels: Tensor, task: str, strict: bool = True) -> float:
-    """Share of right classes, or the coefficient of determination (``strict``: refuse targets that are all the same)."""
+def score(predicted: Tensor, labels: Tensor, task: str, strict: bool = True, by: str = "accuracy") -> float:
+    """Share of right classes (``by="balanced"``: its mean over the classes that occur), or the coefficient of determination.
+
+    ``strict`` refuses targets that are all the same.
+    """
     if task == "classification":
-        return (predicted == labels).double().mean().item()
+        right = (predicted == labels).double()
+        if by == "balanced":
+            counts = labels.bincount()
+            right = right / counts[labels] * (len(labels) / (counts > 0).sum())
+        return right.mean().item()
     labels = labels.double()
     spread = (labels - labels.mean()).square().sum().item()
     if not spread and strict:
@@ -438,9 +480,24 @@ def score(predicted: Tensor, labels: Tensor, task: str, strict: bool = True) -> 
     return 1 - (predicted.double() - labels).square().sum().item() / (spread or 1.0)
 
 
+def _rarest(data: Dataset) -> tuple[int, int]:
+    """Training examples of the most and of the least frequent class; (1, 1) for numbers."""
+    if data.task != "classification":
+        return 1, 1
+    counts = data.train.labels.bincount()
+    counts = counts[counts > 0]
+    return int(counts.max()), int(counts.min())
+
+
 def _note(trial: Trial, data: Dataset) -> None:
     if data.task == "classification" and len(data.test) < 100:
         trial.notes.append(f"one of the {len(data.test)} test examples is {100 / len(data.test):.1f} points of accuracy")
+    largest, smallest = _rarest(data)
+    if trial.by == "accuracy" and largest >= 4 * smallest:
+        trial.notes.append(
+            f"the most frequent class has {largest / smallest:.0f} times as many training examples as the rarest; --by balanced "
+            "judges by all classes alike"
+        )
     base = trial.recipes[BASELINE].epochs
     for method, recipe in trial.recipes.items():
         if recipe.epochs != base:
