@@ -7,7 +7,9 @@ from functools import partial
 import torch
 
 from assay.data import Dataset
+from assay.errors import AssayError
 from assay.nn import lenet
+from assay.nn.detector import GridDetector, detection_loss
 from assay.papers.architectures.resnet import cifar_resnet, half_size
 from assay.recipe import Recipe
 from assay.train.schedules import cosine
@@ -49,4 +51,27 @@ def small_photos(data: Dataset, epochs: int = 30) -> Recipe:
         optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=5e-4),
         schedule=cosine,
         epochs=epochs,
+    )
+
+
+def detector_on(data: Dataset, epochs: int = 15) -> Recipe:
+    """A small grid detector (:mod:`assay.nn.detector`): Adam, rate 3e-3 falling along a cosine, batches of 32.
+
+    Args:
+        data: pictures with boxes, as ``scenes(...).detection()`` has them; height and width multiples of 8.
+        epochs: passes over the training split.
+
+    Raises:
+        AssayError: the data set is of another task.
+    """
+    if data.task != "detection":
+        raise AssayError(f"A detector learns from boxes, and {data.name!r} is a {data.task} data set: make scenes of it.")
+    return Recipe(
+        data,
+        model=partial(GridDetector, data.num_classes, data.input_shape[0]),
+        loss=detection_loss,
+        optimizer=partial(torch.optim.Adam, lr=3e-3),
+        schedule=cosine,
+        epochs=epochs,
+        batch_size=32,
     )

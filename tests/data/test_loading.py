@@ -66,10 +66,10 @@ def test_every_row_is_complete() -> None:
         assert row.what
         assert row.licence
         assert row.tier in ("embedded", "package", "public")
-        assert row.task in ("classification", "multilabel", "regression", "triples", "rating", "vectors", "votes")
+        assert row.task in ("classification", "multilabel", "regression", "triples", "rating", "vectors", "votes", "photos")
         assert (row.size > 0) == (row.tier != "embedded")
     assert {row.name for row in rows if row.tier == "embedded" and row.here} == set(EMBEDDED)
-    assert {row.name for row in rows if row.tier == "public"} == {*PUBLIC, *COMMENTS, "cifar10", "cifar10h"}
+    assert {row.name for row in rows if row.tier == "public"} == {*PUBLIC, *COMMENTS, "cifar10", "cifar10h", "cbsd68"}
 
 
 def test_every_file_is_pinned() -> None:
@@ -280,3 +280,12 @@ def test_vectors_of_word_pieces() -> None:
     vectors = torch.nn.functional.normalize(data.train.inputs, dim=1)
     good, great, table = (vectors[place[word]] for word in ("good", "great", "table"))
     assert good @ great > good @ table + 0.2
+
+
+def test_photos_without_labels() -> None:
+    data = public("cbsd68")
+    assert data.train.inputs.shape == (44, 3, 321, 481)
+    assert len(data.valid) == len(data.test) == 12
+    numbers = torch.cat([split.labels for split in (data.train, data.valid, data.test)])
+    assert sorted(numbers.tolist()) == list(range(68))
+    assert 0.3 < float(data.train.inputs.mean()) < 0.6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import IO, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from assay.data.archives import read_tar_members
+from assay.data.archives import read_tar_members, read_zip_member
 from assay.data.build import SPLIT_SEED, dataset, parsed
 from assay.data.dataset import Dataset, Split
 from assay.data.files import fetch_entry
@@ -91,6 +93,27 @@ def cifar10_20k(entry: Entry) -> Dataset:
 
     raw = parsed("cifar10-20k", file.sha256, parse)
     return dataset(entry, _split(raw, "train"), _split(raw, "test"), classes=entry["classes"])
+
+
+def berkeley(entry: Entry) -> Dataset:
+    """Photos (N, 3, 321, 481) in [0, 1]; labels (N,): the number of a photo. Upright ones are turned by a quarter."""
+    found = fetch_entry(entry)
+
+    def parse() -> dict[str, Tensor]:
+        files = [place.read_bytes() for _, place in found]
+        if found[0][1].suffix == ".zip":
+            numbers = [Path(file.path).name for file in entry.files]
+            files = [read_zip_member(found[0][1], number) for number in numbers]
+        photos = []
+        for content in files:
+            pixels = np.array(Image.open(io.BytesIO(content)).convert("RGB"))  # (H, W, 3)
+            photos.append(torch.as_tensor(pixels if pixels.shape[1] > pixels.shape[0] else np.rot90(pixels).copy()))
+        return {"photos": torch.stack(photos).permute(0, 3, 1, 2)}
+
+    photos = parsed("berkeley", " ".join(file.sha256 for file in entry.files), parse)["photos"].float() / 255
+    order = torch.randperm(len(photos), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    train, valid, test = (Split(photos[part], part) for part in order.split([44, 12, 12]))
+    return dataset(entry, train, test, valid)
 
 
 def votes(entry: Entry) -> Dataset:
