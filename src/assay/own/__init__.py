@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from assay.own.baselines import baseline
+    from assay.own.explaining import Compared, explain
     from assay.own.exporting import export_model
     from assay.own.learner import Learner, LearnerRegressor
     from assay.own.predicting import predict
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Advice",
+    "Compared",
     "Learner",
     "LearnerRegressor",
     "Looked",
@@ -34,6 +36,7 @@ __all__ = [
     "Suspects",
     "Trial",
     "baseline",
+    "explain",
     "export_model",
     "load_run",
     "predict",
@@ -47,6 +50,7 @@ __all__ = [
 
 _WHERE = {
     "Advice": "suggesting",
+    "Compared": "explaining",
     "Learner": "learner",
     "LearnerRegressor": "learner",
     "Looked": "probing",
@@ -55,6 +59,7 @@ _WHERE = {
     "Suspects": "suspecting",
     "Trial": "trying",
     "baseline": "baselines",
+    "explain": "explaining",
     "export_model": "exporting",
     "load_run": "saved",
     "predict": "predicting",

@@ -13,6 +13,7 @@ from assay.errors import AssayError
 from assay.own.commands import ON_HELP, Group, Json, Series, Target, Text, Time, Trust
 
 if TYPE_CHECKING:
+    from assay.own.explaining import Compared
     from assay.own.named import Named
     from assay.own.probing import Looked
     from assay.own.ranking import Ranking
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 #: Columns, words and examples that a terminal shows; the page and the JSON have all.
 _SHOWN = 10
+#: What stands in the place of a paper's key to compare methods of attribution.
+EXPLAIN = "explain"
+_EXPLAINS = "All methods of attribution side by side, ranked: which one suits this network and these data?"
+_EXPLAIN_OPTIONS = {"methods": "''", "steps": "10", "stages": "2", "baseline": "0.0"}
 #: Claims that are shown of each paper; how the others ended is counted.
 _CLAIMS = 2
 
@@ -55,7 +60,13 @@ def suggest_methods(
 
 
 def probe_model(
-    probe: Annotated[str | None, typer.Argument(help="Key of a paper with a probe; without one, the probes are listed.")] = None,
+    probe: Annotated[
+        str | None,
+        typer.Argument(
+            help="Key of a paper with a probe, or `explain`, which compares methods of attribution; without one, the probes are "
+            "listed."
+        ),
+    ] = None,
     on: Annotated[str | None, typer.Option(help=ON_HELP)] = None,
     model: Annotated[
         str | None,
@@ -86,6 +97,9 @@ def probe_model(
     Some probes look at the data themselves, and train networks of their own for that: how typical is each example? For these,
     --model is MODULE:FUNCTION that makes a fresh network, or left out.
 
+    `assay probe explain` puts all methods of attribution on the network and ranks them: by what the network says when what they
+    name is taken away or put in, whether they add up, whether they notice that the weights were shuffled, and by time.
+
     `assay probe` alone lists the probes.
     """
     if probe is None:
@@ -105,6 +119,9 @@ def probe_model(
     from assay.own.offers import looks_at_data
 
     columns = Named(target, text, group, time, series)
+    if probe == EXPLAIN:
+        _compare(on, model, columns, examples, settings or [], seed, of, raw, out, device, trust or [], as_json)
+        return
     if looks_at_data(probe):
         if raw or of != "said" or trust:
             raise AssayError(f"{probe} looks at data, not at what a network says: leave --raw, --class and --trust out.")
@@ -137,6 +154,45 @@ def probe_model(
         print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
         return
     print_looked(looked)
+    if out is not None:
+        print(f"pictures: {page}")
+
+
+def _compare(
+    on: str,
+    model: str | None,
+    named: Named,
+    examples: int | None,
+    settings: list[str],
+    seed: int,
+    of: str,
+    raw: bool,
+    out: Path | None,
+    device: str,
+    trust: list[str],
+    as_json: bool,
+) -> None:
+    """Methods of attribution side by side: a table at the terminal, a page and all attributions in a folder."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from assay.own import explaining
+
+    def tell(done: float, total: float, note: str) -> None:
+        status.update(escape(note))
+
+    with Console(stderr=True, quiet=as_json).status("opening the network") as status:
+        count = 16 if examples is None else examples
+        compared = explaining.explain(on, model, named, count, seed, of, raw, device, settings, trust, tell)
+    if out is not None:
+        from assay.own.page import write_comparison
+
+        page = write_comparison(compared, out)
+    if as_json:
+        plain = compared.as_dict() | ({"page": str(page)} if out is not None else {})
+        print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    print_compared(compared)
     if out is not None:
         print(f"pictures: {page}")
 
@@ -262,6 +318,7 @@ def _list_probes(as_json: bool) -> None:
     there = offers()
     if as_json:
         plain = [{"probe": one.name, "what": one.what, "options": dict(one.options)} for one in there]
+        plain.append({"probe": EXPLAIN, "what": _EXPLAINS, "options": dict(_EXPLAIN_OPTIONS)})
         print(json.dumps(plain, indent=2, ensure_ascii=False))
         return
     table = Table("probe", "what", "options", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -269,6 +326,8 @@ def _list_probes(as_json: bool) -> None:
     for one in there:
         options = ", ".join(f"{name}={default}" for name, default in one.options.items())
         table.add_row(f"[bold]{escape(one.name)}[/]", escape(one.what), escape(options))
+    options = ", ".join(f"{name}={default}" for name, default in _EXPLAIN_OPTIONS.items())
+    table.add_row(f"[bold]{EXPLAIN}[/]", _EXPLAINS, options)
     console().print(table)
 
 
@@ -332,6 +391,54 @@ def _ink(strength: float) -> str:
     level = round(255 * (1 - min(1.0, abs(strength))))
     paper = f"rgb(255,{level},{level})" if strength > 0 else f"rgb({level},{level},255)"
     return f"black on {paper}" if abs(strength) > 0.15 else ""
+
+
+def print_compared(compared: Compared) -> None:
+    """A row for each method, the best first; then which to take, and what does not work here."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from assay.own.explaining import ALIKE, CHANCE
+    from assay.show import console
+
+    out, looked = console(), compared.looked
+    right = "" if looked.accuracy is None else f"; right on {100 * looked.accuracy:.1f} %"
+    out.print(f"[bold]{EXPLAIN}[/]  {escape(looked.what)}", highlight=False)
+    out.print(f"network: {escape(looked.model)}{right}\ndata: {escape(looked.source)}", highlight=False)
+    table = Table("method", "faithful", "out", "in", "adds up", "shuffled", "ms", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[0].no_wrap = True
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for one in (*compared.methods, compared.chance):
+        faithful = f"{one.faithful:.3f}"
+        if one.name == CHANCE:
+            name, faithful = f"[dim]{one.name}[/]", f"[dim]{faithful}[/]"
+        else:
+            name = f"[bold]{escape(one.name)}[/]" if one.name == compared.take else escape(one.name)
+            faithful = f"[green]{faithful}[/]" if one.best and one.over_chance else faithful
+            faithful = faithful if one.over_chance else f"[red]{faithful}[/]"
+        areas = (f"{one.deletion:.3f}", f"{one.insertion:.3f}")
+        gap = "" if one.gap is None else f"{100 * one.gap:.1f} %"
+        alike = "" if one.alike is None else f"{one.alike:.2f}"
+        if one.alike is not None and one.alike > ALIKE:
+            alike = f"[yellow]{alike}[/]"
+        table.add_row(name, faithful, *areas, gap, alike, "" if one.name == CHANCE else f"{1000 * one.seconds:.1f}")
+    out.print(table)
+    out.print(
+        f"[dim]out, in: area under the {compared.score} of {looked.target} while what matters most is taken out (small is good) "
+        f"or put in (large is good), {' or '.join(compared.chance.areas)} in its place; faithful: in minus out, [/]"
+        "[green]green[/][dim] where it cannot be told from the best, [/][red]red[/][dim] where it is no better than random "
+        "order; adds up: median part of the score that the sum misses; shuffled: how much stays when all weights are "
+        "shuffled; ms: for one example.[/]",
+        highlight=False,
+    )
+    words = f"take [bold]{escape(compared.take)}[/]" if compared.take else "no method is better than random order here"
+    out.print(f"{words} [dim](of {len(looked.examples)} examples)[/]", highlight=False)
+    for name, why in compared.unfit.items():
+        out.print(f"[dim]does not fit: {escape(name)}: {escape(why)}.[/]", highlight=False)
+    for note in looked.notes:
+        out.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
 
 
 def print_ranking(ranking: Ranking) -> None:

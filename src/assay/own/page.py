@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from torch import Tensor
 
+    from assay.own.explaining import Compared
     from assay.own.probing import Looked
 
 HERE = Path(__file__).parent
@@ -61,13 +63,63 @@ def write_page(looked: Looked, folder: Path) -> Path:
     Raises:
         AssayError: jinja2 is missing, or the folder cannot be written.
     """
+    return _write(looked, folder, "probe.html")
+
+
+def write_comparison(compared: Compared, folder: Path) -> Path:
+    """Write ``probe.html`` with the methods side by side, and all attributions beside it.
+
+    Args:
+        compared: what was measured.
+        folder: where to; it is made if it is not there.
+
+    Returns:
+        The page.
+
+    Raises:
+        AssayError: jinja2 is missing, or the folder cannot be written.
+    """
+    from assay.own.explaining import ALIKE
+
+    rows = [
+        {
+            "one": one,
+            "curves": [(fill, _plot(*one.curves[fill], *_ends(compared, fill)), *one.areas[fill]) for fill in one.areas],
+            "gap": "" if one.gap is None else f"{100 * one.gap:.1f} %",
+            "alike": "" if one.alike is None else f"{one.alike:.2f}",
+            "input_like": one.alike is not None and one.alike > ALIKE,
+            "control": one is compared.chance,
+        }
+        for one in (*compared.methods, compared.chance)
+    ]
+    return _write(compared.looked, folder, "explain.html", compared=compared, rows=rows)
+
+
+def _ends(compared: Compared, fill: str) -> tuple[float, float]:
+    """The lowest and highest score of any curve with this fill: plots beside each other have one scale."""
+    values = [v for one in (*compared.methods, compared.chance) for curve in one.curves[fill] for v in curve]
+    return min(values), max(values)
+
+
+def _plot(deletion: Sequence[float], insertion: Sequence[float], low: float, high: float) -> tuple[str, str]:
+    """Points of two lines in a box of 100 by 40."""
+
+    def points(curve: Sequence[float]) -> str:
+        across, up = 100 / (len(curve) - 1), 40 / max(high - low, 1e-12)
+        return " ".join(f"{number * across:.1f},{40 - (value - low) * up:.1f}" for number, value in enumerate(curve))
+
+    return points(deletion), points(insertion)
+
+
+def _write(looked: Looked, folder: Path, template: str, **more: Any) -> Path:
     require_web()
     if folder.exists() and not folder.is_dir():
         raise AssayError(f"{folder} is a file: name a folder with --out.")
     text = (
         templates()
-        .get_template("probe.html")
+        .get_template(template)
         .render(
+            **more,
             looked=looked,
             numbers=[(name, _number(value)) for name, value in looked.numbers.items()],
             summary=[(name, *map(_number, values)) for name, values in looked.summary().items()],
@@ -109,6 +161,9 @@ def _example(looked: Looked, place: int) -> dict[str, Any]:
             pictures.append((name, as_png(heat(found[place], image))))
         for name, other in looked.others.items():
             pictures.append((name, as_png(pixels(other[place].detach()))))
+    sound = looked.inputs[place] if looked.kind == "audio" and looked.inputs is not None else None
+    if sound is not None and looked.attributions:
+        pictures.append(("the spectrogram", as_png(pixels(spectrogram(sound)), wide=True)))
     for name, found in looked.attributions.items():
         if looked.kind == "text":
             strengths = looked.strengths(found[place])
@@ -117,12 +172,8 @@ def _example(looked: Looked, place: int) -> dict[str, Any]:
             bars.append((name, _signed(looked, found[place])))
         elif looked.kind == "series" and looked.inputs is not None:
             pictures.append((name, as_png(_strip(looked.inputs[place], found[place]), wide=True)))
-        elif looked.kind == "audio" and looked.inputs is not None:
-            sound = pixels(spectrogram(looked.inputs[place]))
-            pictures += [
-                ("the spectrogram", as_png(sound, wide=True)),
-                (name, as_png(heat(spectrogram(found[place]), sound), wide=True)),
-            ]
+        elif sound is not None:
+            pictures.append((name, as_png(heat(spectrogram(found[place]), pixels(spectrogram(sound))), wide=True)))
     return {
         "id": example.id,
         "said": example.said,

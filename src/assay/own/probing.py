@@ -13,7 +13,7 @@ import inspect
 import math
 import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Looked:
     Args:
         probe: ``"key:function"``.
         what: what the probe does, in a line.
-        paper: title and year of the paper.
+        paper: title and year of the paper, if it is of one.
         model: the network, in a few words.
         source: the data, in a line.
         kind: ``"images"``, ``"audio"``, ``"series"``, ``"table"`` or ``"text"``.
@@ -251,6 +251,23 @@ def look(
     Raises:
         AssayError: the probe does not work on such a network or such examples.
     """
+    looked = see(function, subject, options, examples, seed, explain)
+    return replace(looked, probe=f"{paper.key}:{function.__name__}", paper=f"{paper.title} ({paper.year})")
+
+
+def see(
+    function: Probe,
+    subject: Subject,
+    options: Mapping[str, Any],
+    examples: int = 16,
+    seed: int = 0,
+    explain: str = "said",
+) -> Looked:
+    """:func:`look` for a probe that belongs to no paper: it has the function's name.
+
+    Raises:
+        AssayError: the probe does not work on such a network or such examples.
+    """
     count = len(subject.ids)
     places = sorted(torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:examples].tolist())
     with untouched(subject.model):
@@ -270,9 +287,9 @@ def look(
             example.numbers[label] = float(value)
     chosen = subject.inputs[places] if isinstance(subject.inputs, Tensor) else None
     return Looked(
-        probe=f"{paper.key}:{function.__name__}",
+        probe=function.__name__,
         what=(inspect.getdoc(function) or "").split("\n\n")[0].replace("\n", " "),
-        paper=f"{paper.title} ({paper.year})",
+        paper="",
         model=subject.what,
         source=subject.source,
         kind=subject.kind,
