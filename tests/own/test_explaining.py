@@ -270,5 +270,5 @@ def test_a_network_on_which_nothing_works(table: Dataset, monkeypatch: pytest.Mo
         raise RuntimeError("no gradient goes through it.\nat line 7")
 
     monkeypatch.setattr(explaining, "ways", lambda kind, baseline=0.0: (explaining.Way("LRP", fails),))
-    with pytest.raises(AssayError, match="no method works on this network: LRP: no gradient goes through it.$"):
+    with pytest.raises(AssayError, match=r"no method works on this network: LRP: no gradient goes through it\.$"):
         compare(_subject(mlp(8, 2, (4,)), table), examples=3)
