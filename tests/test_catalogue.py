@@ -10,7 +10,7 @@ from assay.errors import AssayError
 from assay.lab import evidence
 from assay.paper import Claim
 
-KINDS = {"treatment", "probe", "estimator", "model", "dynamics"}
+KINDS = {"treatment", "probe", "estimator", "model", "dynamics", "simulator"}
 
 
 def test_every_module_has_its_entry_and_every_entry_its_module() -> None:

@@ -45,7 +45,7 @@ class Paper:
         authors: family names, in order.
         year: of publication.
         link: where to read it.
-        kind: treatment, probe, estimator, model or dynamics.
+        kind: treatment, probe, estimator, model, dynamics or simulator.
         summary: what it is good for, in a sentence or two.
         api: the import line.
         bibtex: the entry to cite.

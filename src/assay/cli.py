@@ -15,6 +15,7 @@ import typer
 
 from assay.atlas.commands import atlas_app
 from assay.errors import AssayError
+from assay.fuzz import fuzz
 from assay.own.commands import export_model, label, predict, relabel, suspects, try_methods
 from assay.own.looking import probe_model, suggest_methods
 
@@ -67,7 +68,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command("list")
 def list_papers(
     topic: Annotated[str | None, typer.Argument(help="Only this topic, e.g. `labels`.")] = None,
-    kind: Annotated[str | None, typer.Option(help="Only this kind: treatment, probe, estimator, model, dynamics.")] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="Only this kind: treatment, probe, estimator, model, dynamics or simulator.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the papers: what each is good for and what became of its claims."""
@@ -156,6 +159,7 @@ app.command("probe")(probe_model)
 app.command("suspects")(suspects)
 app.command("relabel")(relabel)
 app.command("label")(label)
+app.command("fuzz")(fuzz)
 
 
 @app.command()
