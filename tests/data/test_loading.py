@@ -69,7 +69,14 @@ def test_every_row_is_complete() -> None:
         assert row.task in ("classification", "multilabel", "regression", "triples", "rating", "vectors", "votes", "photos")
         assert (row.size > 0) == (row.tier != "embedded")
     assert {row.name for row in rows if row.tier == "embedded" and row.here} == set(EMBEDDED)
-    assert {row.name for row in rows if row.tier == "public"} == {*PUBLIC, *COMMENTS, "cifar10", "cifar10h", "cbsd68"}
+    assert {row.name for row in rows if row.tier == "public"} == {
+        *PUBLIC,
+        *COMMENTS,
+        "cifar10",
+        "cifar10h",
+        "cifar10h-4k",
+        "cbsd68",
+    }
 
 
 def test_every_file_is_pinned() -> None:

@@ -19,7 +19,7 @@ from assay.data.archives import read_tar_members, read_zip_member
 from assay.data.build import SPLIT_SEED, dataset, parsed
 from assay.data.dataset import Dataset, Split
 from assay.data.files import fetch_entry
-from assay.data.registry import Entry
+from assay.data.registry import Entry, find
 from assay.errors import AssayError
 
 _DIGITS = tuple("0123456789")
@@ -122,6 +122,23 @@ def votes(entry: Entry) -> Dataset:
     counts = torch.as_tensor(np.load(place, allow_pickle=False)).float()
     whole = Split(counts, counts.argmax(dim=1))
     return dataset(entry, whole, whole.take(torch.arange(0)), classes=entry["classes"])
+
+
+def votes_4k(entry: Entry) -> Dataset:
+    """The votes (N, K) on the test photos of ``cifar10-20k``, in their order."""
+    ((_, place),) = fetch_entry(entry)
+    counts = torch.as_tensor(np.load(place, allow_pickle=False)).float()[_test_places_of_20k()]
+    whole = Split(counts, counts.argmax(dim=1))
+    return dataset(entry, whole, whole.take(torch.arange(0)), classes=entry["classes"])
+
+
+def _test_places_of_20k() -> Tensor:
+    """Where the test photos of ``cifar10-20k`` stand in the test archive: (4000,) int64, ascending."""
+    ((_, place),) = fetch_entry(find("cifar10-20k"))
+    if place.suffix == ".npz":
+        with np.load(place, allow_pickle=False) as stored:
+            return torch.as_tensor(stored["test_index"].astype(np.int64))
+    return first_of_each_class(_cifar10_archive(place)["test_labels"].long(), 400)
 
 
 def first_of_each_class(labels: Tensor, count: int) -> Tensor:

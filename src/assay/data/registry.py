@@ -662,6 +662,17 @@ _ENTRIES = (
         "Peterson, Battleday, Griffiths and Russakovsky 2019; image i is the i-th of the test archive",
         (("classes", _PHOTOS),),
     ),
+    Entry(
+        "cifar10h-4k",
+        "the votes on the 4,000 test photos of cifar10-20k, in their order",
+        "votes",
+        "CC BY-NC-SA 4.0",
+        "public",
+        "images:votes_4k",
+        (_CIFAR10H,),
+        "Peterson, Battleday, Griffiths and Russakovsky 2019; image i is the i-th test photo of cifar10-20k",
+        (("classes", _PHOTOS),),
+    ),
 )
 
 REGISTRY: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}
