@@ -10,7 +10,7 @@ Integrated gradients have their own paper: :mod:`assay.papers.explain.integrated
 from assay.explain.differences import deeplift
 from assay.explain.gradients import deconvnet, grad_cam, gradient, guided_backprop, input_x_gradient
 from assay.explain.occluding import occlusion
-from assay.explain.relevance import Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Layer, ZBox, layered, lrp
+from assay.explain.relevance import Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Layer, WSquare, ZBox, layered, lrp
 
 __all__ = [
     "Z_PLUS",
@@ -19,6 +19,7 @@ __all__ = [
     "Flat",
     "Gamma",
     "Layer",
+    "WSquare",
     "ZBox",
     "deconvnet",
     "deeplift",

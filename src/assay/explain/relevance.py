@@ -176,7 +176,18 @@ class Flat:
         return [([Term(torch.ones_like(a), torch.ones_like(weight))], 1.0)]
 
 
-WeightedRule = Epsilon | Gamma | AlphaBeta | ZBox | Flat
+@dataclass(frozen=True)
+class WSquare:
+    """Relevance in proportion to the squared weights, whatever the input was: for a first layer whose inputs have no bounds."""
+
+    epsilon: float = 1e-9
+
+    def parts(self, a: Tensor, weight: Tensor, bias: Tensor | None, positive: Tensor) -> list[Part]:
+        """One sum of squares."""
+        return [([Term(torch.ones_like(a), weight.square())], 1.0)]
+
+
+WeightedRule = Epsilon | Gamma | AlphaBeta | ZBox | Flat | WSquare
 
 #: The z-plus rule.
 Z_PLUS = AlphaBeta(1.0, 0.0)
