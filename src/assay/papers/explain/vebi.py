@@ -421,7 +421,7 @@ def _ablated_accuracy(model: nn.Module, inputs: Tensor, labels: Tensor, filters:
         Higher("selected", than="random", by=0.10),
         Higher("selected", than="selected, other classes", by=0.10),
     ),
-    scaled_down="MNIST 5k and a LeNet instead of ImageNet and a VGG-F; mu = 3, as a LeNet has 230 filters and not thousands; "
+    scaled_down="MNIST 5k and a LeNet instead of ImageNet and a VGG-F; mu = 3, as a LeNet has 176 filters and not thousands; "
     "five draws of random filters.",
     unit="accuracy lost on a class, mean over classes",
 )
