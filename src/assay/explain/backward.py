@@ -16,7 +16,7 @@ import functools
 import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ from assay.errors import AssayError
 from assay.nn.frozen import frozen
 
 Inputs = Tensor | tuple[Tensor, ...]
+#: One tensor for one, a tuple for a tuple.
+Given = TypeVar("Given", Tensor, tuple[Tensor, ...])
 
 #: From what goes back into a function's outputs to what goes back out of its inputs.
 Back = Callable[..., Sequence[Tensor | None]]
@@ -280,9 +282,10 @@ def _tuple(inputs: Inputs) -> tuple[Tensor, ...]:
     return inputs if isinstance(inputs, tuple) else (inputs,)
 
 
-def like(inputs: Inputs, attributions: Sequence[Tensor]) -> Inputs:
+def like(inputs: Given, attributions: Sequence[Tensor]) -> Given:
     """One tensor for one input, a tuple for a tuple."""
-    return tuple(attributions) if isinstance(inputs, tuple) else attributions[0]
+    found: Any = tuple(attributions) if isinstance(inputs, tuple) else attributions[0]
+    return found  # type: ignore[no-any-return]
 
 
 def scores(output: Tensor, target: Tensor | int) -> Tensor:

@@ -33,7 +33,7 @@ from assay.explain.backward import (
     PRODUCTS,
     Back,
     Call,
-    Inputs,
+    Given,
     Rule,
     Rules,
     backward,
@@ -46,13 +46,13 @@ from assay.explain.backward import scores as scores_of
 
 def deeplift(
     model: nn.Module,
-    inputs: Inputs,
+    inputs: Given,
     target: Tensor | int,
     *,
     baseline: float | Tensor | tuple[float | Tensor, ...] = 0.0,
     average: bool = False,
     points: int = 8,
-) -> Inputs:
+) -> Given:
     """What each input contributed to a score, relative to a reference input (rescale rule).
 
     Take logits, not probabilities. A comparison inside the network (``torch.where(x > 0, ...)``) is taken as it is at the input.

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from assay.errors import AssayError
-from assay.explain.backward import Back, Call, Inputs, Rule, Rules, backward, explained, like, scores
+from assay.explain.backward import Back, Call, Given, Rule, Rules, backward, explained, like, scores
 
 
-def gradient(model: nn.Module, inputs: Inputs, target: Tensor | int) -> Inputs:
+def gradient(model: nn.Module, inputs: Given, target: Tensor | int) -> Given:
     """How much the score of a class moves with each input: its gradient.
 
     Args:
@@ -26,7 +26,7 @@ def gradient(model: nn.Module, inputs: Inputs, target: Tensor | int) -> Inputs:
         return like(inputs, backward(scores(model(*leaves), target), leaves))
 
 
-def input_x_gradient(model: nn.Module, inputs: Inputs, target: Tensor | int) -> Inputs:
+def input_x_gradient(model: nn.Module, inputs: Given, target: Tensor | int) -> Given:
     """The gradient times the input: what each input brings in, were the network linear.
 
     Args:
@@ -89,7 +89,7 @@ def _is_zero(bound: Any) -> bool:
     return isinstance(bound, int | float) and bound == 0
 
 
-def deconvnet(model: nn.Module, inputs: Inputs, target: Tensor | int) -> Inputs:
+def deconvnet(model: nn.Module, inputs: Given, target: Tensor | int) -> Given:
     """The score of a class projected back by a deconvnet: signals below zero are cut at every ReLU.
 
     Args:
@@ -107,7 +107,7 @@ def deconvnet(model: nn.Module, inputs: Inputs, target: Tensor | int) -> Inputs:
         return like(inputs, backward(start, leaves))
 
 
-def guided_backprop(model: nn.Module, inputs: Inputs, target: Tensor | int) -> Inputs:
+def guided_backprop(model: nn.Module, inputs: Given, target: Tensor | int) -> Given:
     """The gradient with signals below zero cut at every ReLU (Springenberg et al. 2015).
 
     Args:
@@ -126,7 +126,7 @@ def guided_backprop(model: nn.Module, inputs: Inputs, target: Tensor | int) -> I
 
 
 def grad_cam(
-    model: nn.Module, inputs: Inputs, target: Tensor | int, *, layer: nn.Module | str, relu: bool = True, upsample: bool = True
+    model: nn.Module, inputs: Given, target: Tensor | int, *, layer: nn.Module | str, relu: bool = True, upsample: bool = True
 ) -> Tensor:
     """Where a layer's maps speak for a class: the maps, weighted by their mean gradients (Selvaraju et al. 2017).
 

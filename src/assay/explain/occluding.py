@@ -9,21 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from assay.errors import AssayError
-from assay.explain.backward import Inputs, explained, like, scores
+from assay.explain.backward import Given, explained, like, scores
 
 Sizes = int | tuple[int, ...]
 
 
 def occlusion(
     model: nn.Module,
-    inputs: Inputs,
+    inputs: Given,
     target: Tensor | int,
     *,
     window: Sizes | tuple[Sizes, ...],
     stride: Sizes | tuple[Sizes, ...] | None = None,
     fill: float | Tensor | tuple[float | Tensor, ...] = 0.0,
     chunk: int = 256,
-) -> Inputs:
+) -> Given:
     """By how much the score of a class falls when a window over a place is covered: the mean over all windows that cover it.
 
     A window goes over all channels of a place. Windows begin at 0, stride, 2 stride, ... and the last ones are cut at the

@@ -36,7 +36,7 @@ from assay.explain.backward import (
     PRODUCTS,
     Back,
     Call,
-    Inputs,
+    Given,
     Rule,
     Rules,
     backward,
@@ -234,7 +234,7 @@ def layered(
     return convolution if layer.kind == "convolution" else linear
 
 
-def lrp(model: nn.Module, inputs: Inputs, target: Tensor | int, *, rule: WeightedRule | Composite = Epsilon()) -> Inputs:
+def lrp(model: nn.Module, inputs: Given, target: Tensor | int, *, rule: WeightedRule | Composite = Epsilon()) -> Given:
     """How much of a score each input is held to have brought in.
 
     Args:
