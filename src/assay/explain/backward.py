@@ -58,10 +58,18 @@ def _words(text: str) -> frozenset[str]:
 MOVES = _words("""
     __get__ __getitem__ __setitem__ __len__ size dim numel stride is_floating_point view view_as reshape reshape_as flatten
     unflatten squeeze unsqueeze permute transpose swapaxes swapdims t movedim moveaxis expand expand_as repeat repeat_interleave
-    tile broadcast_to contiguous clone to float double type type_as cat concat concatenate stack hstack vstack chunk split
-    split_with_sizes tensor_split unbind select narrow index_select index_copy gather scatter take take_along_dim roll flip pad
-    constant_pad_nd unfold fold dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout pixel_shuffle
-    pixel_unshuffle masked_fill masked_select where diagonal triu tril atleast_1d atleast_2d atleast_3d identity copy alias
+    tile broadcast_to contiguous clone to float double half cpu cuda type_as cat concat concatenate stack hstack vstack chunk
+    split split_with_sizes tensor_split unbind select narrow index_select index_copy gather scatter take
+    take_along_dim roll flip pad constant_pad_nd unfold fold dropout dropout1d dropout2d dropout3d alpha_dropout pixel_shuffle
+    feature_alpha_dropout pixel_unshuffle masked_fill masked_select where diagonal triu tril atleast_1d atleast_2d atleast_3d
+    identity copy alias
+""")
+#: Functions whose results do not move with their inputs.
+CONSTANT = _words("""
+    new_tensor new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like rand_like randn_like detach item
+    tolist argmax argmin argsort eq ne lt le gt ge __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __bool__ __hash__ __repr__ isnan
+    isinf isfinite any all bool int long type get_device nelement is_contiguous is_complex logical_and logical_or logical_not
+    count_nonzero nonzero equal allclose
 """)
 #: Functions that are affine in what carries, as long as one argument does.
 AFFINE = _words("""
@@ -148,8 +156,10 @@ class Rules(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         kwargs = kwargs or {}
         name, in_place = _name(func)
-        if name in MOVES:
+        if name in CONSTANT:
             return func(*args, **kwargs)
+        if name in MOVES:
+            return self.moved(func, args, kwargs)
         leaves, spec = tree.tree_flatten((args, kwargs))
         in_place = in_place or bool(kwargs.get("inplace"))
         call = Call(name, func, leaves, spec, in_place)
@@ -169,6 +179,10 @@ class Rules(TorchFunctionMode):
         if name == "batch_norm" and _mixes(call):
             raise AssayError("A batch normalisation without running statistics mixes examples: no single one can be explained.")
         return self.perform(call)
+
+    def moved(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A call of one of :data:`MOVES`."""
+        return func(*args, **kwargs)
 
     def perform(self, call: Call) -> Any:
         """The call, with its rule."""

@@ -209,8 +209,8 @@ class Rescaled(Rules):
         starts, out = self.reference(call)
         if call.name in ELEMENTWISE and len(call.places) == 1:
             return partial(_rescale, call, starts[0], out)
-        if call.name in MAXIMA and (winners := _winners(call)):
-            return partial(_share, call, winners, starts[0], out)
+        if call.name in MAXIMA and (largest := winners(call)):
+            return partial(_share, call, largest, starts[0], out)
         count = 1 if call.name in PRODUCTS and len(call.places) == 2 else self._points
         return partial(_mean_gradient, call, starts, count)
 
@@ -255,6 +255,8 @@ def _mean_gradient(call: Call, starts: list[Tensor], count: int, *values: Tensor
         for place, weight in zip((places + 1) / 2, weights / 2, strict=True):
             leaves, found = linked(call.run, *(torch.lerp(s, e, float(place)) for s, e in zip(starts, ends, strict=True)))
             pairs = [(o, c) for o, c in zip(tree.tree_leaves(found), coming, strict=True) if o.requires_grad]
+            if not pairs:
+                return total
             gradients = torch.autograd.grad([o for o, _ in pairs], leaves, [c for _, c in pairs], materialize_grads=True)
             total = [t + float(weight) * g for t, g in zip(total, gradients, strict=True)]
         return total
@@ -262,39 +264,36 @@ def _mean_gradient(call: Call, starts: list[Tensor], count: int, *values: Tensor
     return out, back
 
 
-def _share(
-    call: Call, winners: Callable[[Tensor], tuple[Tensor, Tensor]], start: Tensor, out_start: Any, value: Tensor
-) -> tuple[Any, Back]:
+def _share(call: Call, largest: Largest, start: Tensor, out_start: Any, value: Tensor) -> tuple[Any, Back]:
     """With M the larger of y and y0, the winner now gets M - y0, the winner on the reference y - M; the same winner all."""
     out = call.run(value)
-    now, won = winners(value)  # (..., P) the maxima, and their positions in a flat row of what they were taken from
-    then, won_then = winners(start)
-    then, won_then = then.expand_as(now), won_then.expand_as(won)
-    larger = torch.maximum(now, then)
-    gains, rest = larger - then, now - larger
-    difference, same, row = value - start, near(value, start), value.shape
-    slots = value.numel() // (now.numel() // now.shape[-1])
+    (now, won), (then, won_then) = largest(value), largest(start)
+    top = torch.maximum(now, then)
+    gains, rest, won_then = top - then, now - top, won_then.expand_as(won)
+    difference, same = value - start, near(value, start)
 
-    def back(*coming: Tensor) -> tuple[Tensor]:
-        signal = coming[0].reshape(now.shape)
-        credit = signal.new_zeros(*now.shape[:-1], slots)
-        credit.scatter_add_(-1, won, signal * gains).scatter_add_(-1, won_then, signal * rest)
-        slope = signal.new_zeros(*now.shape[:-1], slots).scatter_add_(-1, won, signal)
-        credit, slope = _unrowed(call, credit, row), _unrowed(call, slope, row)
+    def back(coming: Tensor, *_: Any) -> tuple[Tensor]:
+        signal = coming.reshape(now.shape)
+        credit = spread(call, signal * gains, won, difference.shape) + spread(call, signal * rest, won_then, difference.shape)
+        slope = spread(call, signal, won, difference.shape)
         return (torch.where(same, slope, credit / torch.where(same, 1, difference)),)
 
     return out, back
 
 
-def _winners(call: Call) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
-    """The function from values to maxima and their positions, both with flat rows; None if it is none of one tensor."""
+#: From values to maxima and their positions in what each was taken from; both (..., P), what is taken from being flat.
+Largest = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def winners(call: Call) -> Largest | None:
+    """The function of a call of one of :data:`~assay.explain.backward.MAXIMA`; None if it is not of one tensor."""
     if len(call.places) != 1:
         return None
     args, kwargs = call.arguments(*call.carriers)
     if "pool" in call.name:
-        pool = getattr(F, call.name.removesuffix("_with_indices") + "_with_indices")
+        name = call.name.removesuffix("_with_indices")
         more = {key: given for key, given in kwargs.items() if key != "return_indices"}
-        spatial = int(call.name.split("d")[0][-1]) if "adaptive" not in call.name else int(call.name[-2])
+        pool, spatial = getattr(F, name + "_with_indices"), int(name[-2])
 
         def pooled(value: Tensor) -> tuple[Tensor, Tensor]:
             out, places = pool(value, *args[1:], **more)
@@ -306,10 +305,22 @@ def _winners(call: Call) -> Callable[[Tensor], tuple[Tensor, Tensor]] | None:
         return None
 
     def largest(value: Tensor) -> tuple[Tensor, Tensor]:
-        out, places = _rowed(value, dims).max(dim=-1, keepdim=True)
+        rows = value.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))
+        out, places = rows.max(dim=-1, keepdim=True)
         return out, places
 
     return largest
+
+
+def spread(call: Call, signal: Tensor, places: Tensor, shape: torch.Size) -> Tensor:
+    """Signals (..., P) added up at their positions, in the shape of what the maxima were taken of."""
+    lead = signal.shape[:-1]
+    rows = signal.new_zeros(*lead, shape.numel() // lead.numel()).scatter_add_(-1, places, signal)
+    dims = None if "pool" in call.name else _dims(call)
+    if dims is None:
+        return rows.reshape(shape)
+    kept = [size for place, size in enumerate(shape) if place not in dims]
+    return rows.reshape(*kept, *(shape[dim] for dim in dims)).movedim(tuple(range(-len(dims), 0)), dims)
 
 
 def _dims(call: Call) -> tuple[int, ...] | None:
@@ -320,18 +331,3 @@ def _dims(call: Call) -> tuple[int, ...] | None:
         return None
     count = call.carriers[0].dim()
     return tuple(dim % count for dim in (dims if isinstance(dims, list | tuple) else (dims,)))
-
-
-def _rowed(value: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """Those dimensions last, as one."""
-    return value.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))
-
-
-def _unrowed(call: Call, rows: Tensor, shape: torch.Size) -> Tensor:
-    """Back from flat rows to the shape of what the maximum was taken of."""
-    if "pool" in call.name:
-        return rows.reshape(shape)
-    dims = _dims(call)
-    assert dims is not None
-    kept = [size for place, size in enumerate(shape) if place not in dims]
-    return rows.reshape(*kept, *(shape[dim] for dim in dims)).movedim(tuple(range(-len(dims), 0)), dims)

@@ -262,7 +262,8 @@ def lrp(model: nn.Module, inputs: Given, target: Tensor | int, *, rule: Weighted
         return like(inputs, backward(start, leaves, start.detach()))
 
 
-_KINDS = {"linear": "linear"} | {name: "convolution" for d in "123" for name in (f"conv{d}d", f"conv_transpose{d}d")}
+#: Functions of a weighted layer -> its kind.
+WEIGHTED = {"linear": "linear"} | {name: "convolution" for d in "123" for name in (f"conv{d}d", f"conv_transpose{d}d")}
 _NORMS = frozenset(["layer_norm", "group_norm", "instance_norm", "rms_norm"])
 _SUMS_OF_SEVERAL = frozenset(["add", "sub", "lerp", "addcmul", "index_add", "scatter_add"])
 _CHOICES = MAXIMA | {"maximum", "minimum", "topk", "sort", "kthvalue", "median"}
@@ -282,7 +283,7 @@ class Relevance(Rules):
         self._choose, self._count = choose, count
         self.met = 0
         # What weighted layers gave, in case that a batch normalisation follows: its rule is then that of both as one layer.
-        self._given: MutableMapping[Tensor, tuple[Call, _Weighted, WeightedRule, int]] = WeakTensorKeyDictionary()
+        self._given: MutableMapping[Tensor, tuple[Call, Weighted, WeightedRule, int]] = WeakTensorKeyDictionary()
 
     def perform(self, call: Call) -> Any:
         """A weighted layer is kept in mind, a batch normalisation behind it merged; anything else as always."""
@@ -290,17 +291,17 @@ class Relevance(Rules):
             before = self._given.get(call.carriers[0])
             if before is not None and before[3] == call.carriers[0]._version:
                 return self._merged(call, *before[:3])
-        if call.name not in _KINDS or call.places != [0]:
+        if call.name not in WEIGHTED or call.places != [0]:
             return super().perform(call)
-        layer = _Weighted.of(call)
-        rule = self._choose(Layer(_KINDS[call.name], self.met, self._count))
+        layer = Weighted.of(call)
+        rule = self._choose(Layer(WEIGHTED[call.name], self.met, self._count))
         self.met += 1
         out = step(partial(_weighted, layer, rule), *call.carriers)
         if "transpose" not in call.name:
             self._given[out] = (call, layer, rule, out._version)
         return out
 
-    def _merged(self, norm: Call, call: Call, layer: _Weighted, rule: WeightedRule) -> Tensor:
+    def _merged(self, norm: Call, call: Call, layer: Weighted, rule: WeightedRule) -> Tensor:
         given = norm.carriers[0].detach()
         probe = given.new_zeros(2, given.shape[1], *[1] * (given.dim() - 2))
         probe[1] = 1
@@ -327,7 +328,7 @@ class Relevance(Rules):
 
 
 @dataclass(frozen=True)
-class _Weighted:
+class Weighted:
     """A weighted layer: ``run(inputs, weight, bias)`` with its strides and the like, and its own weight and bias."""
 
     run: Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -335,7 +336,7 @@ class _Weighted:
     bias: Tensor | None
 
     @classmethod
-    def of(cls, call: Call) -> _Weighted:
+    def of(cls, call: Call) -> Weighted:
         """The layer of a call of ``linear`` or a convolution, which all begin with input, weight and bias."""
         args, kwargs = call.arguments(*call.carriers)
         more = {name: value for name, value in kwargs.items() if name not in ("input", "weight", "bias")}
@@ -343,17 +344,17 @@ class _Weighted:
         bias = args[2] if len(args) > 2 else kwargs.get("bias")
         return cls(lambda a, weight, bias: call.func(a, weight, bias, *args[3:], **more), weight, bias)
 
-    def scaled(self, scale: Tensor, shift: Tensor) -> _Weighted:
+    def scaled(self, scale: Tensor, shift: Tensor) -> Weighted:
         """The layer with its outputs scaled and shifted, one number (O,) for each channel."""
         weight = self.weight * scale.view(-1, *[1] * (self.weight.dim() - 1))
-        return _Weighted(self.run, weight, shift if self.bias is None else self.bias * scale + shift)
+        return Weighted(self.run, weight, shift if self.bias is None else self.bias * scale + shift)
 
 
 def _stable(z: Tensor, epsilon: float) -> Tensor:
     return z + torch.where(z < 0, -epsilon, epsilon)
 
 
-def _weighted(layer: _Weighted, rule: WeightedRule, a: Tensor) -> tuple[Tensor, Back]:
+def _weighted(layer: Weighted, rule: WeightedRule, a: Tensor) -> tuple[Tensor, Back]:
     if isinstance(rule, Epsilon):  # its sum is the layer's own: nothing needs computing twice
         return _sum(lambda value: layer.run(value, layer.weight, layer.bias), 1.0, a, epsilon=rule.epsilon)
     z = layer.run(a, layer.weight, layer.bias)
