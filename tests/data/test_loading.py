@@ -36,6 +36,8 @@ PUBLIC = {
     "trec": (5_452, 0, 500, 6),
     "sst1": (8_544, 1_101, 2_210, 5),
     "sst2": (6_920, 872, 1_821, 2),
+    "adult": (32_561, 0, 16_281, 2),
+    "german-credit": (800, 0, 200, 2),
 }
 
 COMMENTS = {"comments-java": (1_334, 334, 7), "comments-python": (1_839, 460, 5), "comments-pharo": (1_296, 324, 7)}
@@ -296,3 +298,13 @@ def test_photos_without_labels() -> None:
     numbers = torch.cat([split.labels for split in (data.train, data.valid, data.test)])
     assert sorted(numbers.tolist()) == list(range(68))
     assert 0.3 < float(data.train.inputs.mean()) < 0.6
+
+
+def test_tables_without_a_header_have_the_published_counts() -> None:
+    adult = public("adult")
+    assert [int(split.labels.sum()) for split in (adult.train, adult.test)] == [7_841, 3_846]
+    assert float(adult.train.inputs[:, adult.features.index("sex = Female")].sum()) == 10_771
+    assert "occupation = unknown" in adult.features
+    assert len(adult.features) == 6 + 102  # numbers, and values of qualities
+    german = public("german-credit")
+    assert int(german.train.labels.sum() + german.test.labels.sum()) == 300

