@@ -141,12 +141,12 @@ def test_guidance_moves_the_evidence_into_the_box() -> None:
     data, boxes = pictures()
     plain = Recipe(data, model=partial(small_net, 2), optimizer=partial(torch.optim.Adam, lr=1e-2), epochs=8, batch_size=30)
     share = {}
-    for name, recipe in {"plain": plain, "guided": guided(plain, boxes, weight=3.0)}.items():
+    for name, recipe in {"plain": plain, "guided": guided(plain, boxes, weight=0.3)}.items():
         model, images = fit(recipe, 0).model, data.test.inputs
         maps = maps_of(model, images, data.test.labels, last_maps(model, images[:1]), "ixg")  # type: ignore[arg-type]
         small = box_masks(boxes / 4, *maps.shape[1:])
         share[name] = float((1 - energy_loss(maps.detach(), small)).mean())
-    assert share["guided"] > share["plain"] + 0.1
+    assert share["guided"] > share["plain"] + 0.2
 
 
 def test_without_boxes_or_weight_it_is_the_plain_loss() -> None:

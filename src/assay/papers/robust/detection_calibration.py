@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -295,13 +296,12 @@ def _measured(lab: Lab, trained: Trained, split: str, link: Literal["iou"] | flo
     return found.scores[found.there], targets[found.there], precision
 
 
-_CURVES = {
+_CURVES: dict[str, Callable[[Tensor], Tensor]] = {
     "calibrated": lambda f: f,
     "power": lambda f: f**1.5,
     "shifted": lambda f: (f.logit(1e-6) - 1).sigmoid(),
 }
-_ESTIMATORS = {
-    "KDE": kde_calibration_error,
+_BINNED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "10 bins": partial(detection_ece_binned, bins=10),
     "15 bins": partial(detection_ece_binned, bins=15),
     "15 equal bins": partial(detection_ece_binned, bins=15, equal_mass=True),
@@ -326,20 +326,21 @@ def estimator_consistent(lab: Lab) -> Measured:
     generator = lab.generator(1)
     sizes = lab.pick(smoke=(20, 40), laptop=(100, 300, 1000), full=(100, 300, 1000, 3000))
     repeats = lab.pick(smoke=2, laptop=20, full=50)
-    bias: dict[str, list[float]] = {arm: [] for arm in _ESTIMATORS}
+    bias: dict[str, list[float]] = {arm: [] for arm in ("KDE", *_BINNED)}
     for size in sizes:
-        errors = torch.zeros(len(_ESTIMATORS), len(_CURVES))
+        errors = torch.zeros(len(bias), len(_CURVES))
         for _ in range(repeats):
             drawn = scores[torch.randint(len(scores), (size,), generator=generator)]
             # The same score twice would be its own neighbour: a hair's breadth of noise keeps drawn ones apart.
             drawn = (drawn + 1e-4 * torch.randn(size, generator=generator)).clamp(1e-3, 1 - 1e-3)
+            h = select_bandwidth(drawn)  # depends on the scores alone
             for column, curve in enumerate(_CURVES.values()):
                 mean = curve(drawn)
                 targets = (torch.rand(size, generator=generator) < mean).float()
                 true = (mean - drawn).abs().mean()
-                for row, estimate in enumerate(_ESTIMATORS.values()):
-                    errors[row, column] += (estimate(drawn, targets) - true) / repeats
-        for row, arm in enumerate(_ESTIMATORS):
+                found = [kde_calibration_error(drawn, targets, h), *(bins(drawn, targets) for bins in _BINNED.values())]
+                errors[:, column] += (torch.stack(found) - true) / repeats
+        for row, arm in enumerate(bias):
             bias[arm].append(errors[row].abs().mean().item())
     curves: dict[str, float | Curve] = {
         arm: Curve(line, x=sizes, value=sum(line) / len(line), x_name="detections", y_name="|bias|") for arm, line in bias.items()
