@@ -380,8 +380,8 @@ def loss_improves_calibration(lab: Lab) -> Measured:
         scores, targets, precision = _measured(lab, trained, "test")
         arms[arm] = _reliability(scores, targets, trained)
         arms |= {f"{arm}: 10 bins": detection_ece_binned(scores, targets).item(), f"{arm}: AP": precision}
-        scores, targets, _ = _measured(lab, trained, "test", 0.5)
-        arms[f"{arm}: right at IoU 0.5"] = kde_calibration_error(scores, targets).item()
+        right = _measured(lab, trained, "test", 0.5)[1]  # of the same detections
+        arms[f"{arm}: right at IoU 0.5"] = kde_calibration_error(scores, right, select_bandwidth(scores)).item()
     # The cheap rival: one number, fitted on validation detections. It changes no order, so that precision stays.
     scores, targets, _ = _measured(lab, plain, "valid")
     t = temperature(scores, targets)
@@ -394,7 +394,7 @@ def _reliability(scores: Tensor, targets: Tensor, trained: Trained) -> Curve:
     """Mean overlap by score, as the kernel sees it; value: the calibration error."""
     order = scores.argsort()[:: max(1, len(scores) // 40)]
     curve = conditional_mean(scores, targets)
-    value = kde_calibration_error(scores, targets).item()
+    value = (curve - scores).abs().mean().item()
     return Curve(
         curve[order].tolist(), x=scores[order].tolist(), value=value, cost=trained.cost, x_name="score", y_name="mean overlap"
     )

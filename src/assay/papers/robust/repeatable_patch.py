@@ -263,7 +263,7 @@ def hiding_pattern(view: View, element: int = 8, area: float = 0.25, steps: int 
 
     def objective(pattern: Tensor) -> Tensor:
         rows = torch.randint(len(known), (min(32, len(known)),), generator=generator)
-        logits = view.model(shown(known[rows], pattern, generator))
+        logits: Tensor = view.model(shown(known[rows], pattern, generator))
         return logits.softmax(dim=1).gather(1, said[rows, None]).mean()
 
     start = torch.rand(inputs.shape[1], element, element, generator=generator).to(inputs)
