@@ -327,13 +327,15 @@ def selected_filters(view: View, mu: float = 10.0, k: int = 5) -> Seen:
 # ------------------------------------------------------------------------------------------------ flowers of known parts
 
 Part = Literal["petals", "centre", "stem"]
+#: Colours of the parts that all classes share.
+_USUAL = {"stem": (0.25, 0.5, 0.2), "petals": (0.85, 0.8, 0.85), "centre": (0.45, 0.3, 0.15)}
 
 
 def flowers(count: int, part: Part = "centre", classes: int = 6, size: int = 48, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Flowers of which one part tells the class by its colour, and a mask of that part: a drawn stand-in for an8Flower.
 
     A flower is a stem, five to eight petals and a centre, at a random place, turned and scaled, on a tinted background with
-    noise. The colours of the other parts are drawn anew for each flower, so that they say nothing of the class.
+    noise. The other parts have one colour in all classes, as in an8Flower, a little different in each flower.
 
     Args:
         count: images.
@@ -368,7 +370,7 @@ def flowers(count: int, part: Part = "centre", classes: int = 6, size: int = 48,
     own = _colour(labels / classes)
     images = uniform(0.35, 0.65, 3).view(-1, 3, 1, 1) * torch.ones(1, 1, size, size)
     for name, mask in masks.items():
-        colour = own if name == part else _colour(torch.rand(count, generator=drawn))
+        colour = own if name == part else torch.tensor(_USUAL[name]) + uniform(-0.1, 0.1, 3)
         images = torch.where(mask.unsqueeze(1), colour.view(-1, 3, 1, 1), images)
     noise = 0.05 * torch.randn(images.shape, generator=drawn)
     return (images + noise).clamp(0, 1), labels, masks[part]
