@@ -351,7 +351,7 @@ def test_what_cannot_be_meant_is_refused():
         explain.occlusion(model, inputs, target, window=(3,))
     with pytest.raises(AssayError, match="no layer"):
         explain.grad_cam(model, inputs, target, layer="conv9")
-    with pytest.raises(AssayError, match="gives maps"):
+    with pytest.raises(AssayError, match="give maps"):
         explain.grad_cam(model, inputs, target, layer="9")
     with pytest.raises(AssayError, match="mixes examples"):
         explain.deeplift(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(432, track_running_stats=False)).double(), inputs, target)

@@ -144,22 +144,9 @@ def grad_cam(
     Raises:
         AssayError: the network has no such layer, or it does not give maps, or it ran more than once.
     """
-    module = _module(model, layer) if isinstance(layer, str) else layer
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        seen.append(output)
-        return output.clone()  # what comes next may work in place
-
     with explained(model, inputs) as leaves:
-        handle = module.register_forward_hook(keep)
-        try:
-            start = scores(model(*leaves), target)
-        finally:
-            handle.remove()
-        maps = seen[-1] if seen else None
-        if maps is None or len(seen) > 1 or not isinstance(maps, Tensor) or maps.dim() < 3 or len(maps) != len(start):
-            raise AssayError("Grad-CAM needs a layer that runs once and gives maps (B, K, ...): choose a convolution.")
+        out, maps = run_to(model, leaves, layer)
+        start = scores(out, target)
         (slopes,) = backward(start, [maps])
     weights = slopes.flatten(2).mean(dim=2).view(*slopes.shape[:2], *[1] * (slopes.dim() - 2))
     cam = (weights * maps.detach()).sum(dim=1, keepdim=True)
@@ -172,8 +159,34 @@ def grad_cam(
     return F.interpolate(cam, size=size, mode=("linear", "bilinear", "trilinear")[len(size) - 1], align_corners=False)
 
 
-def _module(model: nn.Module, name: str) -> nn.Module:
-    modules: dict[str, nn.Module] = dict(model.named_modules())
-    if name not in modules:
-        raise AssayError(f"The network has no layer {name!r}; it has {', '.join(filter(None, modules)) or 'none'}.")
-    return modules[name]
+def run_to(model: nn.Module, leaves: tuple[Tensor, ...], layer: nn.Module | str) -> tuple[Tensor, Tensor]:
+    """What the network gives, and the maps that a layer gives on the way, with their graphs.
+
+    Args:
+        model: the network.
+        leaves: what it is called with.
+        layer: a module of the network, or its name.
+
+    Raises:
+        AssayError: the network has no such layer, or it does not give maps (B, K, ...), or it ran more than once.
+    """
+    if isinstance(layer, str):
+        modules: dict[str, nn.Module] = dict(model.named_modules())
+        if layer not in modules:
+            raise AssayError(f"The network has no layer {layer!r}; it has {', '.join(filter(None, modules)) or 'none'}.")
+        layer = modules[layer]
+    seen: list[Any] = []
+
+    def keep(_: nn.Module, __: Any, output: Any) -> Any:
+        seen.append(output)
+        return output.clone() if isinstance(output, Tensor) else output  # what comes next may work in place
+
+    handle = layer.register_forward_hook(keep)
+    try:
+        out = model(*leaves)
+    finally:
+        handle.remove()
+    maps = seen[-1] if seen else None
+    if len(seen) != 1 or not isinstance(maps, Tensor) or maps.dim() < 3 or len(maps) != len(leaves[0]):
+        raise AssayError("The layer must run once and give maps (B, K, ...): choose a convolution.")
+    return out, maps
