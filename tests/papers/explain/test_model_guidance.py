@@ -157,6 +157,15 @@ def test_without_boxes_or_weight_it_is_the_plain_loss() -> None:
         torch.testing.assert_close(fit(changed, 0).logits(), reference)
 
 
+def test_a_frozen_network_is_not_guided() -> None:
+    _, boxes = pictures()
+    loss = GuidanceLoss(boxes, small_net(2), torch.zeros(1, 1, 16, 16))
+    logits, labels = torch.randn(4, 2, requires_grad=True), torch.tensor([0, 1, 1, 0])
+    frozen = {loss.watches[0]: torch.rand(4, 32, 4, 4)}
+    value = loss(logits, labels, torch.arange(4), frozen)
+    torch.testing.assert_close(value, nn.functional.cross_entropy(logits, labels))
+
+
 def test_it_stands_beside_another_loss_and_refuses_what_cannot_work(table: Dataset) -> None:
     data, boxes = pictures()
     plain = Recipe(data, model=partial(small_net, 2), epochs=1, batch_size=30)

@@ -189,10 +189,12 @@ class GuidanceLoss(nn.Module):
         fit = F.cross_entropy(logits, labels)
         boxes = self.boxes[index]
         known = (boxes[:, 2] > boxes[:, 0]).nonzero().flatten()
-        if not len(known) or not self.weight or not logits.requires_grad:
+        features = layers[self.watches[0]]
+        # Where something has frozen the network up to the layer, its explanations are what they are.
+        if not len(known) or not self.weight or not features.requires_grad:
             return fit
         classes = labels if labels.dim() == 1 else labels.argmax(dim=1)
-        maps = attribution(logits, layers[self.watches[0]], classes, self.method, self.size)[known]
+        maps = attribution(logits, features, classes, self.method, self.size)[known]
         return fit + self.weight * self.localise(maps, box_masks(boxes[known], *self.size)).sum() / len(logits)
 
 
