@@ -27,7 +27,7 @@ from assay.papers.robust.neuri.operators import operators
 from assay.papers.robust.neuri.sandbox import Outcome, Sandbox
 from assay.paths import folder, trained_dir
 
-#: Backends that take seconds for a model, and the most of the time that each gets.
+#: Backends that take seconds for a model, and the most of the time that each gets beside fast ones.
 SLOW = {"compile": 0.4, "onnx": 0.2}
 #: Models by which generators are told apart that know rules and that do not.
 _COMPARED = 200
@@ -225,13 +225,18 @@ def _search(report: Report, make: Generator, sandbox: Sandbox, seconds: float, s
     began = time.perf_counter()
     known: dict[tuple[str, ...], Difference] = {}
 
+    # Where all are slow, they share the whole time.
+    most = {name: SLOW[name] for name in report.backends if name in SLOW}
+    if len(most) == len(report.backends):
+        most = {name: share / sum(most.values()) for name, share in most.items()}
+
     def passed() -> float:
         return time.perf_counter() - began
 
     while passed() < seconds:
         note(passed(), seconds, f"{report.models} models, {len(report.differences)} differences")
         model = make()
-        names = [name for name, one in report.backends.items() if one.seconds <= SLOW.get(name, 1.0) * passed()]
+        names = [name for name, one in report.backends.items() if one.seconds <= most.get(name, 1.0) * passed()]
         outcomes = sandbox.check(model, names)
         for _ in range(2):  # other entries may make sense where these did not
             if outcomes and outcomes[0].kind == "unstable":
