@@ -21,7 +21,7 @@ def grown():
 
 
 def holds(split: Split, row: np.ndarray) -> bool:
-    return bool((np.float32(row[split.feature]) > split.threshold) == split.above)
+    return (float(np.float32(row[split.feature])) > split.threshold) == split.above
 
 
 def test_every_row_meets_the_conditions_of_its_leaf_alone(grown):

@@ -114,7 +114,7 @@ def test_explanation_and_picture_of_one_wine():
     tree = DistilledTree(3, random_state=0).fit(x, scores)
     why = tree.explain(x[0])
     names = load_wine().feature_names
-    assert all((np.float32(x[0, split.feature]) > split.threshold) == split.above for split in why.way)
+    assert all((float(np.float32(x[0, split.feature])) > split.threshold) == split.above for split in why.way)
     assert why.said == tree.predict(x[:1])[0] == why.values.argmax()
     assert names[why.rule[0].feature] in why.words(names)
     root = ElementTree.fromstring(tree.picture(names, example=x[0]))
