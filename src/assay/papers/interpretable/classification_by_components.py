@@ -18,6 +18,7 @@ component are added up before they are bounded, which is sound by the same argum
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -361,10 +362,7 @@ class ClassificationByComponents(ClassifierMixin, BaseEstimator):  # type: ignor
     def _exact(self) -> ComponentNet:
         """The network in double precision: a certificate must not hang on rounding."""
         check_is_fitted(self)
-        net = self.net_
-        exact = ComponentNet(net.components.detach().double(), len(self.classes_), 1.0, self.negative).double()
-        exact.load_state_dict(net.state_dict())
-        return exact.eval()
+        return copy.deepcopy(self.net_).double()
 
     def _inputs(self, X: ArrayLike) -> Tensor:
         check_is_fitted(self)
