@@ -93,9 +93,10 @@ class Rule:
     support: float
     confidence: float
 
-    def words(self, features: Sequence[str] = ()) -> str:
-        """``a > 1 and b <= 2: class 0``."""
-        return f"{' and '.join(one.words(features) for one in self.conditions) or 'always'}: class {self.said}"
+    def words(self, features: Sequence[str] = (), classes: Sequence[str] = ()) -> str:
+        """``a > 1 and b <= 2: class 0``, or the name of the class."""
+        said = classes[self.said] if len(classes) else f"class {self.said}"
+        return f"{' and '.join(one.words(features) for one in self.conditions) or 'always'}: {said}"
 
 
 class BlackBoxSurrogate(BaseEstimator):  # type: ignore[misc]
@@ -331,7 +332,7 @@ def surrogate(view: View, k: int = 10, depth: int = 4) -> Seen:
         },
         attributions={"change to the nearest leaf of another class": torch.from_numpy(moved - rows).to(view.inputs.dtype)},
         inputs={"counterfactual": torch.from_numpy(moved).to(view.inputs.dtype)},
-        notes=(f"the rule of the first example: {fires[0].words(view.features)}",),
+        notes=(f"the rule of the first example: {fires[0].words(view.features, view.classes)}",),
     )
 
 

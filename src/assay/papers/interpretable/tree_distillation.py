@@ -57,9 +57,10 @@ class Explanation:
     values: Floats  # (K,)
     said: Any
 
-    def words(self, features: Sequence[str] = ()) -> str:
-        """``alcohol > 12.8 and ash <= 2.1: class 1``."""
-        return f"{' and '.join(split.words(features) for split in self.rule) or 'always'}: {self.said}"
+    def words(self, features: Sequence[str] = (), classes: Sequence[str] = ()) -> str:
+        """``alcohol > 12.8 and ash <= 2.1: barolo``; without ``classes`` the label that was learnt."""
+        said = classes[int(self.values.argmax())] if len(classes) else self.said
+        return f"{' and '.join(split.words(features) for split in self.rule) or 'always'}: {said}"
 
 
 class DistilledTree(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -222,7 +223,7 @@ def as_a_tree(view: View, depth: int = 6) -> Seen:
         },
         each={"tree says the network's class": torch.from_numpy(same.astype(np.float64))},
         attributions={"credit along the tree's way": torch.from_numpy(credit).to(view.inputs.dtype)},
-        notes=(f"the tree's rule for the first example: {rules.words(view.features)}",),
+        notes=(f"the tree's rule for the first example: {rules.words(view.features, view.classes)}",),
     )
 
 
