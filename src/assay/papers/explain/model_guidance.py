@@ -258,7 +258,7 @@ _SHOES = (5, 9)
 _WEIGHTS = (0.03, 0.3, 3.0)
 _SCALED_DOWN = (
     "1,500 scenes of 48x48 pixels (sandals and boots of Fashion-MNIST on smooth and rough photos) and three convolutions instead "
-    "of Waterbirds-100, VOC, COCO and a ResNet-50; 8 epochs plain, then 3 guided, instead of 300 and 50."
+    "of Waterbirds-100, VOC, COCO and a ResNet-50; 8 epochs plain, then 6 guided, instead of 300 and 50."
 )
 
 
@@ -285,7 +285,7 @@ def _scenes(lab: Lab) -> SceneSplits:
 
 
 def _plain(lab: Lab, made: SceneSplits) -> Recipe:
-    """Three further epochs of a network that has learnt from the same scenes without guidance."""
+    """Further epochs of a network that has learnt from the same scenes without guidance."""
     before = Recipe(
         made.classification(),
         model=partial(small_net, 2),
@@ -298,7 +298,7 @@ def _plain(lab: Lab, made: SceneSplits) -> Recipe:
     return before.replace(
         model=partial(copy.deepcopy, learnt.model),
         optimizer=partial(torch.optim.Adam, lr=1e-3),
-        epochs=lab.pick(smoke=1, laptop=3, full=10),
+        epochs=lab.pick(smoke=1, laptop=6, full=10),
     )
 
 
