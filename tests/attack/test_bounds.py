@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from assay.attack import certified, interval_bounds, pgd, worst_margins
+from assay.attack import Interval, certified, interval_bounds, pgd, worst_margins
 from assay.errors import AssayError
 from assay.nn import lenet, mlp
 from assay.papers.architectures.resnet import cifar_resnet
@@ -51,6 +51,10 @@ def test_differences_of_logits_are_exact_with_elision_and_wide_without():
     wide = worst_margins(layer, low, high, labels, elide=False)
     assert (wide >= exact - 1e-12).all()
     assert (wide - exact).max() > 0.1
+    shares = torch.rand(5, 4, dtype=torch.float64, generator=seeded(2)).softmax(dim=1)
+    exact = (logits - (shares.unsqueeze(1) * logits).sum(dim=2, keepdim=True)).amax(dim=1)
+    torch.testing.assert_close(worst_margins(layer, low, high, shares), exact)
+    assert (worst_margins(layer, low, high, shares, elide=False) >= exact - 1e-12).all()
 
 
 class Functional(nn.Module):
@@ -177,6 +181,13 @@ def test_network_is_left_in_its_mode():
     interval_bounds(model, torch.zeros(2, 2, 8, 8), torch.ones(2, 2, 8, 8))
     assert model.training
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_interval_has_what_a_tensor_has_and_no_more():
+    interval = Interval(torch.zeros(2, 3), torch.ones(2, 3))
+    assert not hasattr(interval, "logits")
+    assert interval.shape == (2, 3)
+    assert interval.size(0) == interval.shape[0] == len(interval) == 2
 
 
 class Choosing(nn.Module):

@@ -56,7 +56,7 @@ class Interval:
         return _apply(function.__name__, args, kwargs or {})
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
+        if name.startswith("_") or not hasattr(Tensor, name):  # a network may ask whether its output has `logits`
             raise AttributeError(name)
         if name in _FACTS:
             return getattr(self.low, name)
@@ -171,7 +171,7 @@ def _affine(x: Interval, apply: Callable[[Tensor, Tensor], Tensor], weight: Tens
 
 def _linear(x: Interval, weight: Tensor, bias: Tensor | None = None) -> Interval:
     found = _affine(x, F.linear, weight, bias, weight.shape[1])
-    found.made_by = (x, weight, bias)
+    found.made_by = (x._with(x.low, x.high), weight, bias)  # as it is now: the network may change it in place
     return found
 
 
@@ -503,6 +503,8 @@ def worst_margins(
 ) -> Tensor:
     """Upper bounds of every logit minus the label's over a box of inputs; 0 for the label itself.
 
+    With shares of several classes as labels, it is the mean of the logits with these shares that is taken off.
+
     Where the network ends in a linear layer, the difference of two logits is bounded as one linear function of the layer's
     input, which is tighter than the difference of their bounds (elision of the last layer, Gowal et al. 2019).
 
@@ -510,13 +512,13 @@ def worst_margins(
         model: maps inputs to logits (B, C).
         low: (B, ...) smallest entries of the inputs.
         high: (B, ...) largest entries.
-        labels: (B,) int64.
+        labels: (B,) int64, or (B, C) float shares of the classes that add up to 1.
         rounding: widen the bounds by what floating-point arithmetic can be off.
         elide: ``False`` takes the difference of the bounds also there, to see what is lost.
 
     Returns:
-        (B, C). Cross-entropy of these is an upper bound of the loss in the box; where all but the label's are below 0, no
-        input of the box is classified otherwise.
+        (B, C). The logarithm of the sum of their exponentials is an upper bound of the cross-entropy in the box; where all but
+        the label's are below 0, no input of the box is classified otherwise.
 
     Raises:
         AssayError: a function in the network for which there is no rule.
@@ -524,30 +526,35 @@ def worst_margins(
     found = _through(model, low, high, rounding)
     if found.low.dim() != 2:
         raise Unbounded(f"Interval bounds need logits (B, C), and this network gives {tuple(found.low.shape)}.")
+    shares = labels.to(found.dtype) if labels.is_floating_point() else F.one_hot(labels, found.shape[1]).to(found.dtype)
     if elide and found.made_by is not None and found.made_by[0].low.dim() == 2:
-        worst = _elided(*found.made_by, labels)
+        worst = _elided(*found.made_by, shares)
     else:
-        worst = found.high - found.low.gather(1, labels.unsqueeze(1))
+        # z_j - sum_y s_y z_y, in which z_j itself stands with 1 - s_j.
+        others = (shares * found.low).sum(dim=1, keepdim=True) - shares * found.low
+        worst = (1 - shares) * found.high - others
         if rounding:
-            worst = worst + 2 * torch.finfo(worst.dtype).eps * (found.high.abs() + found._magnitude().amax(dim=1, keepdim=True))
-    return worst.scatter(1, labels.unsqueeze(1), 0.0)
+            worst = worst + _gamma(found.shape[1] + 4, worst) * (
+                found._magnitude() + found._magnitude().amax(dim=1, keepdim=True)
+            )
+    return worst if labels.is_floating_point() else worst.scatter(1, labels.unsqueeze(1), 0.0)
 
 
-def _elided(x: Interval, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
-    """(W_j - W_y) m + |W_j - W_y| r + b_j - b_y: (B, C)."""
+def _elided(x: Interval, weight: Tensor, bias: Tensor | None, shares: Tensor) -> Tensor:
+    """(W_j - W_y) m + |W_j - W_y| r + b_j - b_y, with W_y = sum_y s_y W_y where there are shares: (B, C)."""
     centre, radius = (x.high + x.low) / 2, (x.high - x.low) / 2
     parts = []
-    size = max(1, _HELD // weight.numel())
-    for rows in torch.arange(len(labels), device=labels.device).split(size):
-        difference = weight - weight[labels[rows]].unsqueeze(1)  # (b, C, F)
+    for rows in torch.arange(len(shares), device=shares.device).split(max(1, _HELD // weight.numel())):
+        own = shares[rows]
+        difference = weight - (own @ weight).unsqueeze(1)  # (b, C, F)
         worst = torch.einsum("bcf,bf->bc", difference, centre[rows]) + torch.einsum("bcf,bf->bc", difference.abs(), radius[rows])
         if bias is not None:
-            worst = worst + bias - bias[labels[rows]].unsqueeze(1)
+            worst = worst + bias - (own @ bias).unsqueeze(1)
         if x.rounding:
             # The network computes two sums and compares them: both errors count, and the rounding of the difference.
-            size_of = F.linear(centre[rows].abs() + radius[rows], weight.abs(), None if bias is None else bias.abs())
-            both = size_of + size_of.gather(1, labels[rows].unsqueeze(1))
-            worst = worst + _gamma(weight.shape[1] + 6, worst) * both
+            size = F.linear(centre[rows].abs() + radius[rows], weight.abs(), None if bias is None else bias.abs())
+            both = size + (own * size).sum(dim=1, keepdim=True)
+            worst = worst + _gamma(weight.shape[1] + weight.shape[0] + 6, worst) * both
         parts.append(worst)
     return torch.cat(parts)
 

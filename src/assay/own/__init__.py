@@ -12,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from assay.own.attacking import Tested, robust
     from assay.own.baselines import baseline
     from assay.own.explaining import Compared, explain
     from assay.own.exporting import export_model
@@ -34,6 +35,7 @@ __all__ = [
     "Ranking",
     "SavedRun",
     "Suspects",
+    "Tested",
     "Trial",
     "baseline",
     "explain",
@@ -43,6 +45,7 @@ __all__ = [
     "probe",
     "rank",
     "read",
+    "robust",
     "suggest",
     "suspects",
     "try_",
@@ -57,6 +60,7 @@ _WHERE = {
     "Ranking": "ranking",
     "SavedRun": "saved",
     "Suspects": "suspecting",
+    "Tested": "attacking",
     "Trial": "trying",
     "baseline": "baselines",
     "explain": "explaining",
@@ -66,6 +70,7 @@ _WHERE = {
     "probe": "probing",
     "rank": "ranking",
     "read": "reading",
+    "robust": "attacking",
     "suggest": "suggesting",
     "suspects": "suspecting",
     "try_": "trying",

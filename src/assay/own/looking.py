@@ -13,6 +13,7 @@ from assay.errors import AssayError
 from assay.own.commands import ON_HELP, Group, Json, Series, Target, Text, Time, Trust
 
 if TYPE_CHECKING:
+    from assay.own.attacking import Tested
     from assay.own.explaining import Compared
     from assay.own.named import Named
     from assay.own.probing import Looked
@@ -25,6 +26,12 @@ _SHOWN = 10
 EXPLAIN = "explain"
 _EXPLAINS = "All methods of attribution side by side, ranked: which one suits this network and these data?"
 _EXPLAIN_OPTIONS = {"methods": "''", "steps": "10", "stages": "2", "baseline": "0.0"}
+#: What stands in the place of a paper's key to attack a network.
+ROBUST = "robust"
+_ROBUSTS = "Attacks side by side for growing changes, what is proved, and signs of gradient masking."
+_ROBUST_OPTIONS = {"eps": "''", "norm": "inf", "steps": "20", "restarts": "2", "queries": "200"}
+#: Words in the place of a paper's key -> what they do, and their options.
+_WORDS = {EXPLAIN: (_EXPLAINS, _EXPLAIN_OPTIONS), ROBUST: (_ROBUSTS, _ROBUST_OPTIONS)}
 #: Claims that are shown of each paper; how the others ended is counted.
 _CLAIMS = 2
 
@@ -63,8 +70,8 @@ def probe_model(
     probe: Annotated[
         str | None,
         typer.Argument(
-            help="Key of a paper with a probe, or `explain`, which compares methods of attribution; without one, the probes are "
-            "listed."
+            help="Key of a paper with a probe; or `explain`, which compares methods of attribution, or `robust`, which attacks; "
+            "without one, the probes are listed."
         ),
     ] = None,
     on: Annotated[str | None, typer.Option(help=ON_HELP)] = None,
@@ -81,7 +88,10 @@ def probe_model(
     time: Time = None,
     series: Series = None,
     examples: Annotated[
-        int | None, typer.Option(help="How many examples are drawn and looked at: 16, or 4,000 where data are looked at.")
+        int | None,
+        typer.Option(
+            help="How many examples are drawn and looked at: 16; 100 that are attacked; 4,000 where data are looked at."
+        ),
     ] = None,
     of: Annotated[str, typer.Option("--class", help="Look at what was `said`, what is `right`, or this class.")] = "said",
     settings: Annotated[list[str] | None, typer.Option("--set", help="NAME=VALUE, an option of the probe; repeatable.")] = None,
@@ -99,6 +109,9 @@ def probe_model(
 
     `assay probe explain` puts all methods of attribution on the network and ranks them: by what the network says when what they
     name is taken away or put in, whether they add up, whether they notice that the weights were shuffled, and by time.
+
+    `assay probe robust` attacks a classifier with changes of growing size: accuracy under gradient attacks, DeepFool and Square,
+    under the worst of them, and what interval bounds prove.
 
     `assay probe` alone lists the probes.
     """
@@ -121,6 +134,11 @@ def probe_model(
     columns = Named(target, text, group, time, series)
     if probe == EXPLAIN:
         _compare(on, model, columns, examples, settings or [], seed, of, raw, out, device, trust or [], as_json)
+        return
+    if probe == ROBUST:
+        if of != "said":
+            raise AssayError("robust attacks what is right, not one class: leave --class out.")
+        _attack(on, model, columns, examples, settings or [], seed, raw, out, device, trust or [], as_json)
         return
     if looks_at_data(probe):
         if raw or of != "said" or trust:
@@ -193,6 +211,43 @@ def _compare(
         print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
         return
     print_compared(compared)
+    if out is not None:
+        print(f"pictures: {page}")
+
+
+def _attack(
+    on: str,
+    model: str | None,
+    named: Named,
+    examples: int | None,
+    settings: list[str],
+    seed: int,
+    raw: bool,
+    out: Path | None,
+    device: str,
+    trust: list[str],
+    as_json: bool,
+) -> None:
+    """Attacks on one network: a table at the terminal, a page with the curves in a folder."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    from assay.own import attacking
+
+    with Console(stderr=True, quiet=as_json).status("opening the network") as status:
+        count = 100 if examples is None else examples
+        tested = attacking.robust(
+            on, model, named, count, seed, raw, device, settings, trust, lambda done, total, note: status.update(escape(note))
+        )
+    if out is not None:
+        from assay.own.page import write_tested
+
+        page = write_tested(tested, out)
+    if as_json:
+        plain = tested.as_dict() | ({"page": str(page)} if out is not None else {})
+        print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
+        return
+    print_tested(tested)
     if out is not None:
         print(f"pictures: {page}")
 
@@ -318,7 +373,7 @@ def _list_probes(as_json: bool) -> None:
     there = offers()
     if as_json:
         plain = [{"probe": one.name, "what": one.what, "options": dict(one.options)} for one in there]
-        plain.append({"probe": EXPLAIN, "what": _EXPLAINS, "options": dict(_EXPLAIN_OPTIONS)})
+        plain += [{"probe": word, "what": what, "options": dict(given)} for word, (what, given) in _WORDS.items()]
         print(json.dumps(plain, indent=2, ensure_ascii=False))
         return
     table = Table("probe", "what", "options", box=box.SIMPLE_HEAD, pad_edge=False)
@@ -326,8 +381,8 @@ def _list_probes(as_json: bool) -> None:
     for one in there:
         options = ", ".join(f"{name}={default}" for name, default in one.options.items())
         table.add_row(f"[bold]{escape(one.name)}[/]", escape(one.what), escape(options))
-    options = ", ".join(f"{name}={default}" for name, default in _EXPLAIN_OPTIONS.items())
-    table.add_row(f"[bold]{EXPLAIN}[/]", _EXPLAINS, options)
+    for word, (what, given) in _WORDS.items():
+        table.add_row(f"[bold]{word}[/]", what, ", ".join(f"{name}={default}" for name, default in given.items()))
     console().print(table)
 
 
@@ -391,6 +446,42 @@ def _ink(strength: float) -> str:
     level = round(255 * (1 - min(1.0, abs(strength))))
     paper = f"rgb(255,{level},{level})" if strength > 0 else f"rgb({level},{level},255)"
     return f"black on {paper}" if abs(strength) > 0.15 else ""
+
+
+def print_tested(tested: Tested) -> None:
+    """A row for each size of change, the smallest first: what is proved, what is left; then signs of masking."""
+    from rich import box
+    from rich.markup import escape
+    from rich.table import Table
+
+    from assay.show import console
+
+    out, looked = console(), tested.looked
+    right = "" if looked.accuracy is None else f"; right on {100 * looked.accuracy:.1f} %"
+    out.print(f"[bold]{ROBUST}[/]  {escape(looked.what)}", highlight=False)
+    out.print(f"network: {escape(looked.model)}{right}\ndata: {escape(looked.source)}", highlight=False)
+    norm = "largest change of one entry" if tested.norm == float("inf") else "L2 norm"
+    out.print(f"{escape(tested.range)}; norm: {norm}", highlight=False)
+    attacks = list(tested.rows[0].under)
+    table = Table("eps", "proved", "worst", *attacks, box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        column.justify = "right"
+    share = "{:.1f} %".format
+    table.add_row("[dim]0[/]", "", f"[dim]{share(100 * tested.clean)}[/]", *[""] * len(attacks))
+    for row in tested.rows:
+        proved = "–" if row.proved is None else share(100 * row.proved)
+        table.add_row(
+            f"{row.eps:.3g}", proved, f"[bold]{share(100 * row.worst)}[/]", *(share(100 * row.under[a]) for a in attacks)
+        )
+    out.print(table)
+    for name, value in looked.numbers.items():
+        out.print(f"{escape(name)}: {value:.4g}", highlight=False)
+    for sign in tested.masking:
+        out.print(f"[red]masked gradients[/]: {escape(sign)}.", highlight=False)
+    if not tested.masking:
+        out.print(f"no sign of gradient masking at eps {tested.checked:.3g}", highlight=False)
+    for note in looked.notes:
+        out.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
 
 
 def print_compared(compared: Compared) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib.util
 import io
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from torch import Tensor
 
+    from assay.own.attacking import Tested
     from assay.own.explaining import Compared
     from assay.own.probing import Looked
 
@@ -109,6 +111,48 @@ def _plot(deletion: Sequence[float], insertion: Sequence[float], low: float, hig
         return " ".join(f"{number * across:.1f},{40 - (value - low) * up:.1f}" for number, value in enumerate(curve))
 
     return points(deletion), points(insertion)
+
+
+#: Colours of the lines on a page about attacks, for light and dark paper.
+_LINES = ("#0b7a63", "#c81e1e", "#c9822b", "#1e78c8", "#8a5fc9", "#888888")
+
+
+def write_tested(tested: Tested, folder: Path) -> Path:
+    """Write ``probe.html`` with accuracy against the size of the change, and the examples and their numbers beside it.
+
+    Args:
+        tested: what was measured.
+        folder: where to; it is made if it is not there.
+
+    Returns:
+        The page.
+
+    Raises:
+        AssayError: jinja2 is missing, or the folder cannot be written.
+    """
+    attacks = list(tested.rows[0].under)
+    curves: dict[str, list[float]] = {}
+    if all(row.proved is not None for row in tested.rows):
+        curves["proved"] = [row.proved or 0.0 for row in tested.rows]
+    curves["worst of all"] = [row.worst for row in tested.rows]
+    curves |= {attack: [row.under[attack] for row in tested.rows] for attack in attacks}
+    # The sizes stand evenly, since they mostly double; the first place is no change at all.
+    places = [40 + 590 * number / len(tested.rows) for number in range(len(tested.rows) + 1)]
+    lines = []
+    for (name, values), colour in zip(curves.items(), itertools.cycle(_LINES), strict=False):
+        heights = [270 - 250 * value for value in (tested.clean, *values)]
+        lines.append((name, colour, " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(places, heights, strict=True))))
+    return _write(
+        tested.looked,
+        folder,
+        "robust.html",
+        tested=tested,
+        norm="inf" if tested.norm == math.inf else "2",
+        attacks=attacks,
+        lines=lines,
+        grid=[(270 - 250 * share / 4, f"{25 * share} %") for share in range(5)],
+        ticks=list(zip(places, ["0", *(f"{row.eps:.3g}" for row in tested.rows)], strict=True)),
+    )
 
 
 def _write(looked: Looked, folder: Path, template: str, **more: Any) -> Path:
