@@ -129,7 +129,7 @@ def _attacked(lab: Lab, name: str) -> dict[str, float]:
     found: dict[str, float] = {}
     source = runs[_PLAIN].model
     for arm, trained in runs.items():
-        model, test = trained.model, trained.recipe.data.test
+        model, test = trained.model, trained.recipe.data.subset(test=count).test  # some of every class
         assert isinstance(test.inputs, Tensor)
         images, labels = test.inputs[:count].to(lab.device), test.labels[:count].to(lab.device)
         found[f"{arm}, {kind}"] = trained.accuracy()
