@@ -141,7 +141,7 @@ def test_probe(net: nn.Sequential, points: tuple[Tensor, Tensor]) -> None:
     background = inputs.repeat(8, 1) + 0.1 * torch.randn(720, 6, generator=torch.Generator().manual_seed(1))
     view = View(net.eval(), inputs, labels, labels, background, labels.repeat(8), "table", ("a", "b", "c"))
     seen = earlier_layers(view)
-    assert list(seen.numbers)[0] == "the network itself"
+    assert next(iter(seen.numbers)) == "the network itself"
     assert list(seen.numbers)[-1] == "layer last"
     assert len(seen.numbers) == 4
     assert max(seen.numbers.values()) > 0.8
