@@ -69,9 +69,10 @@ def layer_features(model: nn.Module, inputs: Tensor, layers: Sequence[str] | Non
 
 
 def _flat(output: Tensor, pool: int) -> Tensor:
-    if output.dim() in (3, 4):
-        size = [min(pool, length) for length in output.shape[2:]]
-        output = (F.adaptive_avg_pool1d if output.dim() == 3 else F.adaptive_avg_pool2d)(output, size)
+    if output.dim() == 3:
+        output = F.adaptive_avg_pool1d(output, min(pool, output.shape[2]))
+    if output.dim() == 4:
+        output = F.adaptive_avg_pool2d(output, (min(pool, output.shape[2]), min(pool, output.shape[3])))
     return output.flatten(1)
 
 
@@ -157,7 +158,8 @@ class IntermediateLayerClassifier:
             weights[LAST], biases[LAST] = head.weight.detach().clone(), head.bias.detach().clone()
         parameters = [values.requires_grad_() for values in (*weights.values(), *biases.values())]
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
-        self.weights_, self.biases_ = {}, {}
+        self.weights_: dict[str, Tensor] = {}
+        self.biases_: dict[str, Tensor] = {}
         self.scores_ = dict.fromkeys(features, -1.0)
         self._keep_best(weights, biases, valid, valid_labels)
         for _ in range(self.epochs):
@@ -168,7 +170,7 @@ class IntermediateLayerClassifier:
                     logits = F.linear(values[rows], weights[name], biases[name])
                     loss = loss + F.cross_entropy(logits, labels[rows]) + self.penalty * weights[name].norm()
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
             self._keep_best(weights, biases, valid, valid_labels)
         self.best_layer_ = max(reversed(self.layers_), key=self.scores_.__getitem__)

@@ -147,12 +147,11 @@ def _small(images: Tensor) -> Tensor:
 
 
 def _resized(data: Dataset) -> Dataset:
-    parts = {}
-    for name in ("train", "valid", "test"):
-        split = getattr(data, name)
-        assert isinstance(split.inputs, Tensor)
-        parts[name] = Split(_small(split.inputs) if len(split) else torch.zeros(0, 1, 16, 16), split.labels)
-    return Dataset(f"{data.name} at 16 pixels", data.task, **parts, classes=data.classes, licence=data.licence)
+    train, test = (
+        Split(_small(split.inputs), split.labels) for split in (data.train, data.test) if isinstance(split.inputs, Tensor)
+    )
+    nothing = train.take(torch.arange(0))
+    return Dataset(f"{data.name} at 16 pixels", data.task, train, nothing, test, data.classes, data.licence)
 
 
 def domains(lab: Lab) -> dict[str, Split]:
@@ -331,4 +330,5 @@ def _with_some(model: nn.Module, split: Split, share: float, generator: torch.Ge
     draws = 1 if share == 1.0 else draws
     keep = (torch.rand(draws, 1, features.shape[1], generator=generator) < share).to(features)
     logits = head[2](features * keep / share)  # (draws, N, C)
-    return (logits.argmax(dim=2) == split.labels.to(device)).double().mean().item()
+    accuracy: float = (logits.argmax(dim=2) == split.labels.to(device)).double().mean().item()
+    return accuracy
