@@ -150,6 +150,14 @@ def test_counts_are_the_papers_for_its_toy():
     assert tree.operations(np.zeros((1, 1))) == 2
 
 
+@pytest.mark.parametrize(("inputs", "width"), [(1, 4), (2, 4)])
+def test_two_layers_cut_no_more_than_the_square_of_what_one_can(inputs, width):
+    assert paper.regions(2, 3) == 7  # three lines in general position
+    for seed in range(3):
+        tree = to_tree(net(inputs, width, width, activation=nn.LeakyReLU, seed=seed), (inputs,))
+        assert width < tree.n_leaves <= paper.regions(inputs, width) ** 2
+
+
 def test_too_large_a_tree_is_refused():
     with pytest.raises(ValueError, match="more than 50 leaves"):
         to_tree(net(4, 8), (4,), max_leaves=50)

@@ -437,7 +437,7 @@ def embedding_beats_boosting(lab: Lab) -> Measured:
         epochs = lab.pick(smoke=1, laptop=30, full=60)
         tried = [lab.train(_black_box(lab, data, rate).replace(epochs=epochs)) for rate in (1e-3, 4e-3)]
         arms[f"embedding, {noise}"] = max(tried, key=lambda one: float(one.accuracy("valid"))).accuracy()
-        boosted = lab.remember(boost, data=data, rounds=lab.pick(smoke=5, laptop=50, full=200), seed=lab.seed)
+        boosted = lab.remember(boost, data=data, rounds=lab.pick(smoke=5, laptop=100, full=200), seed=lab.seed)
         arms[f"boosting, {noise}"] = float(boosted["accuracy"])
     return arms
 

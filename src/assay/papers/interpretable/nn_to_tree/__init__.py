@@ -205,6 +205,14 @@ def _outputs(model: nn.Module, inputs: ArrayLike) -> Floats:
     return said
 
 
+def regions(inputs: int, hyperplanes: int) -> int:
+    """Into how many regions hyperplanes cut a space of so many dimensions at most.
+
+    A second layer cuts each region of the first again: two layers of the same width make the square of it at most.
+    """
+    return sum(math.comb(hyperplanes, k) for k in range(inputs + 1))
+
+
 def at_the_edges(tree: LinearTree, inputs: Floats, offset: float, random: np.random.Generator) -> Floats:
     """Inputs moved onto the hyperplane of one of the tests that they are asked, and ``offset`` beyond or before it."""
     moved = inputs.copy()
@@ -285,12 +293,13 @@ def _digits(lab: Lab) -> dict[str, float]:
 
 
 @claim(
-    "Almost no path of the tree is possible: of 24 leaky ReLUs in two layers on one or two inputs, fewer than one in a thousand "
-    "of the 2^24 leaves stays. Their number grows from width 4 to 12 with a power of less than 1.5 for one input and 2.5 for "
-    "two. For y = x^2 and four units fewer than 8 of 16 leaves stay.",
+    "Almost no path of the tree is possible: of the 2^24 leaves of 24 leaky ReLUs in two layers, on one or two inputs, fewer "
+    "stay than half of what two layers of hyperplanes can cut at most. Their number grows from width 4 to 12 with a power of "
+    "less than 1.5 for one input and 2.5 for two. For y = x^2 and four units fewer than 8 of 16 leaves stay.",
     expect=(
-        Lower("1 input", than="2^units", times=0.001),
-        Lower("2 inputs", than="2^units", times=0.001),
+        # Not than 2^units: the most that can be cut, 169 and 6,241, is far below, and no network could have failed.
+        Lower("1 input", than="1 input, at most", times=0.5),
+        Lower("2 inputs", than="2 inputs, at most", times=0.5),
         Below("1 input, power of the width", 1.5),
         Below("2 inputs, power of the width", 2.5),
         Below("y = x^2, 4 units", 8),
@@ -307,7 +316,10 @@ def impossible_paths(lab: Lab) -> Measured:
     sets = {"1 input": (_wave(lab), widths), "2 inputs": (_moons(lab), widths), "4 inputs": (lab.data("iris").normalise(), four)}
     for arm, (data, sizes) in sets.items():
         leaves = [_tree(_trained(lab, data, (width, width))[0], data).n_leaves for width in sizes]
-        arms[arm] = Curve(leaves, x=[2 * width for width in sizes], x_name="units", y_name="leaves")
+        units = [2 * width for width in sizes]
+        arms[arm] = Curve(leaves, x=units, x_name="units", y_name="leaves")
+        most = [float(regions(data.input_shape[0], width) ** 2) for width in sizes]
+        arms[f"{arm}, at most"] = Curve(most, x=units, x_name="units", y_name="leaves")
         # From width 4 on: what a unit or two more do to networks that hardly learn anything is chance.
         first = int(len(sizes) > 2)
         if len(sizes) > 1:
@@ -318,12 +330,13 @@ def impossible_paths(lab: Lab) -> Measured:
 
 
 @claim(
-    "For very small networks the tree needs fewer multiplications and additions an input than the network, on y = x^2 and on "
-    "half moons, and keeps more numbers.",
+    "For very small networks the tree is cheaper than the network: at most 80 % of the comparisons an input on y = x^2, at most "
+    "60 % of the multiplications and additions on half moons; there it keeps at least half as many numbers again.",
     expect=(
-        Lower("y = x^2, tree", than="y = x^2, network"),
-        Lower("moons, tree", than="moons, network"),
-        Higher("moons, tree, numbers kept", than="moons, network, numbers kept"),
+        # On one input the tree multiplies once, whatever it is; what may fail there is the comparisons (2.6 of 4 in the paper).
+        Lower("y = x^2, tree, comparisons", than="y = x^2, network, comparisons", times=0.8),
+        Lower("moons, tree", than="moons, network", times=0.6),
+        Higher("moons, tree, numbers kept", than="moons, network, numbers kept", times=1.5),
     ),
     scaled_down="As large as in the paper; half moons with two layers of eight units are shown besides.",
     unit="multiplications and additions an input",
