@@ -34,6 +34,7 @@ from assay.papers.labels.elr import elr
 from assay.recipe import Recipe
 from assay.train.augment import flip_and_crop
 from assay.train.loop import fit
+from assay.train.losses import multi_label_loss
 
 
 def net() -> nn.Sequential:
@@ -147,6 +148,19 @@ def test_guidance_moves_the_evidence_into_the_box() -> None:
         small = box_masks(boxes / 4, *maps.shape[1:])
         share[name] = float((1 - energy_loss(maps.detach(), small)).mean())
     assert share["guided"] > share["plain"] + 0.2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_evidence_survives_a_large_weight(seed: int) -> None:
+    """Every class needs a positive logit of its own, and nothing but its map gives one: no evidence at all is no way out."""
+    data, boxes = pictures()
+    plain = Recipe(data, model=partial(small_net, 2), optimizer=partial(torch.optim.Adam, lr=1e-2), epochs=8, batch_size=30)
+    trained = fit(guided(plain.replace(loss=multi_label_loss), boxes, weight=3.0), seed)
+    model, images = trained.model, data.test.inputs
+    maps = maps_of(model, images, data.test.labels, last_maps(model, images[:1]), "ixg")  # type: ignore[arg-type]
+    torch.testing.assert_close(maps.sum(dim=(1, 2)), trained.logits().gather(1, data.test.labels[:, None]).squeeze(1))
+    small = box_masks(boxes / 4, *maps.shape[1:])
+    assert float((1 - energy_loss(maps.detach(), small)).mean()) > 0.6
 
 
 def test_without_boxes_or_weight_it_is_the_plain_loss() -> None:

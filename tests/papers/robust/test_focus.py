@@ -17,6 +17,7 @@ from assay.papers.robust.focus import (
     SettingStressTest,
     accuracy_falls_with_uncommonness,
     by_setting,
+    common_settings,
     spurious_feature_explains,
     spurious_features,
     weathered,
@@ -111,6 +112,18 @@ def test_weather_and_night() -> None:
         assert bool((shown[one] >= images[one] - 1e-6).all() | (one == 2))
         assert not torch.equal(shown[one], images[one])
     assert 0 <= float(shown.min()) <= float(shown.max()) <= 1
+
+
+def test_settings_are_balanced() -> None:
+    """Each class's common settings, and all that differ in every attribute: pairs of values come equally often in both."""
+    common = torch.stack(common_settings(torch.arange(8)), dim=1)
+    every = torch.cartesian_prod(torch.arange(2), torch.arange(4), torch.arange(2))
+    uncommon = torch.cat([every[(every != one).all(dim=1)] for one in common])
+    assert len(uncommon) == 8 * 3
+    for settings in (common, uncommon):
+        for pair, cells in {(0, 1): 8, (0, 2): 4, (1, 2): 8}.items():
+            counts = settings[:, pair].unique(dim=0, return_counts=True)[1]
+            assert counts.tolist() == [len(settings) // cells] * cells
 
 
 def test_probe_needs_no_attributes() -> None:

@@ -15,7 +15,13 @@ A is input times gradient, or Grad-CAM, at a layer of the network: near the end 
 not ask for evidence on the background within the box, so that coarse boxes, and few of them, serve as well.
 
 The paper has several labels an image, draws one that is present, and adds the localisation losses of a batch up; here an
-image has one class, and they are averaged over the batch, so that the weight does not depend on its size.
+image has one class, and they are averaged over the batch, so that the weight does not depend on its size. Maps are enlarged
+first and then divided by their maximum; the released code does it the other way round.
+
+The paper classifies by binary cross-entropy, class by class, and two of its three networks have no biases: a class that is
+there needs a logit above 0, and so evidence for it. Cross-entropy over a softmax sees differences of logits alone, and a bias
+gives a class its logit without evidence: large weights then drive all positive evidence away, inside the box too. The claims
+use :func:`assay.train.losses.multi_label_loss` and a last layer without bias; with anything else keep the weight small.
 
 Source: Rao, Böhle, Parchami-Araghi and Schiele, "Studying How to Efficiently and Effectively Guide Models with Explanations",
 ICCV 2023.
@@ -35,11 +41,12 @@ from torch.nn import functional as F
 from assay.data.scenes import scenes
 from assay.errors import AssayError
 from assay.explain.curves import energy_inside
-from assay.nn.convnet import ConvNorm, classifier
+from assay.nn.convnet import ConvNorm
 from assay.nn.layers import output_shapes, watching
 from assay.paper import Curve, Higher, Lower, claim
 from assay.recipe import Recipe, per_example, treatment, with_loss
 from assay.train.hooks import InputHook
+from assay.train.losses import multi_label_loss
 from assay.train.schedules import cosine
 
 if TYPE_CHECKING:
@@ -255,7 +262,8 @@ def guided(
 
 #: Sandal and boot. Sandals stand before what is smooth, boots before what is rough, in all training scenes.
 _SHOES = (5, 9)
-_WEIGHTS = (0.03, 0.3, 3.0)
+#: Equally many for every loss. RRR* is a sum over 2,304 pixels, the others are of the size of the cross-entropy.
+_WEIGHTS = {"energy": (0.1, 0.3, 1.0), "l1": (0.1, 0.3, 1.0), "rrr": (0.001, 0.003, 0.01), "ppce": (0.1, 0.3, 1.0)}
 _SCALED_DOWN = (
     "1,500 scenes of 48x48 pixels (sandals and boots of Fashion-MNIST on smooth and rough photos) and three convolutions instead "
     "of Waterbirds-100, VOC, COCO and a ResNet-50; 8 epochs plain, then 6 guided, instead of 300 and 50."
@@ -263,9 +271,12 @@ _SCALED_DOWN = (
 
 
 def small_net(num_classes: int, in_channels: int = 1) -> nn.Sequential:
-    """Three convolutions, the mean over the picture, a linear layer: maps of a quarter of the picture's size."""
+    """Three convolutions, the mean over the picture, a linear layer: maps of a quarter of the picture's size.
+
+    The last layer has no bias: a logit is the sum of its map of features times gradient, and nothing else.
+    """
     body = [ConvNorm(in_channels, 16, 3, stride=2), ConvNorm(16, 32, 3, stride=2), ConvNorm(32, 32, 3)]
-    return nn.Sequential(*body, classifier(32, num_classes))
+    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, num_classes, bias=False))
 
 
 def _scenes(lab: Lab) -> SceneSplits:
@@ -289,9 +300,11 @@ def _plain(lab: Lab, made: SceneSplits) -> Recipe:
     before = Recipe(
         made.classification(),
         model=partial(small_net, 2),
+        loss=multi_label_loss,
         optimizer=partial(torch.optim.Adam, lr=3e-3),
         schedule=cosine,
         epochs=lab.pick(smoke=1, laptop=8, full=20),
+        batch_size=64,
         watch=(),
     )
     learnt = lab.train(before)
@@ -305,18 +318,19 @@ def _plain(lab: Lab, made: SceneSplits) -> Recipe:
 def _guided(lab: Lab, made: SceneSplits, term: Literal["energy", "l1", "rrr", "ppce"]) -> tuple[Trained, float]:
     """The best of three weights, and which it is: the highest EPG + IoU on validation scenes, at two points of accuracy at most.
 
-    Validation scenes have the training scenes' backgrounds: nobody who is misled by those has others to choose by.
+    Validation scenes have the training scenes' backgrounds: nobody who is misled by those has others to choose by. Where the
+    evidence lies can be seen on them all the same; the paper chooses among models that are best in F1, EPG or IoU.
     """
     plain = _plain(lab, made)
     boxes = made.train.boxes[:, 0]
     least = lab.train(plain).accuracy("valid") - 0.02
-    trials = [lab.train(guided(plain, boxes, term, weight)) for weight in _WEIGHTS]
+    trials = [lab.train(guided(plain, boxes, term, weight)) for weight in _WEIGHTS[term]]
     quality = []
     for trained in trials:
         seen = _seen(trained, made, "valid")
         quality.append(seen["EPG"] + seen["IoU"] if trained.accuracy("valid") >= least else -1.0)
     best = quality.index(max(quality))
-    return trials[best], _WEIGHTS[best]
+    return trials[best], _WEIGHTS[term][best]
 
 
 def _seen(trained: Trained, made: SceneSplits, split: Literal["valid", "test"]) -> dict[str, float]:
@@ -366,8 +380,8 @@ def energy_fixes_shortcut(lab: Lab) -> Measured:
 
 @claim(
     "A tenth of the boxes is enough: with boxes for every tenth training scene, energy guidance keeps more than half of what "
-    "boxes for all of them gain in the accuracy of the worst group.",
-    expect=(Higher("10 %", than="halfway"), Higher("100 %", than="0 %")),
+    "boxes for all of them gain in the accuracy of the worst group, which is more than 5 points.",
+    expect=(Higher("10 %", than="halfway"), Higher("100 %", than="0 %", by=0.05)),
     scaled_down=_SCALED_DOWN,
     unit="accuracy of the worst group",
     needs=("fashion-mnist", "cbsd68"),

@@ -158,7 +158,7 @@ def detection_ece_binned(scores: Tensor, targets: Tensor, bins: int = 10, equal_
     ranks = scores.argsort().argsort()
     place = ranks * bins // len(scores) if equal_mass else (scores * bins).long().clamp(0, bins - 1)
     # n_b / n |mean y - mean f| = |sum (y - f)| / n
-    return torch.zeros(bins, dtype=scores.dtype).index_add(0, place, targets.to(scores.dtype) - scores).abs().sum() / len(scores)
+    return scores.new_zeros(bins).index_add(0, place, targets.to(scores.dtype) - scores).abs().sum() / len(scores)
 
 
 def detection_targets(
