@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,15 @@ def test_a_wrong_rule_is_not_as_documented():
     assert not neuri.as_documented(wrong, BY_NAME["bmm"], 0)
 
 
+def test_a_rule_without_one_of_its_conditions_is_not_as_documented():
+    """Broadcasting of what is added, and a stride of 0, are documented too."""
+    for name, words in (("addmm", "x0_0"), ("conv1d", "stride"), ("conv1d", "dilation")):
+        rule, _ = learn(BY_NAME[name], seed=1)
+        fewer = tuple(clause for clause in rule.clauses if words not in " or ".join(map(str, clause)))
+        assert len(fewer) < len(rule.clauses)
+        assert not neuri.as_documented(replace(rule, clauses=fewer), BY_NAME[name], seed=2)
+
+
 @pytest.mark.parametrize(
     ("start", "valid", "invalid"),
     [
@@ -133,7 +143,7 @@ def test_models_run_with_the_shapes_that_the_rules_say(known, kind):
     models = [make() for _ in range(60)]
     good = [model for model in models if neuri._runs(model)]
     assert len(good) >= 58
-    assert {len(model.nodes) for model in models} == {6} or kind == "records"
+    assert sum(len(model.nodes) == 6 for model in models) >= (50 if kind == "records" else 60)
     assert all(0 <= operand < len(m.inputs) + k for m in models for k, n in enumerate(m.nodes) for operand in n.operands)
     for model in good[:10]:
         again = Model.of_json(json.loads(str(model)))
@@ -202,6 +212,15 @@ def test_a_small_mistake_is_beyond_the_bound(known):
     assert excess((result * float("nan"),), right) == float("inf")
 
 
+def test_smallest_numbers_are_rounded_to_multiples_of_the_smallest():
+    """exp(-17 ... -1) in float16, whose smallest number is 6e-8: what eager returns is right, and for small numbers coarse."""
+    model = Model((Input((400,), -17.0, -1.0),), (Node(key("torch.exp(x0) (1,)"), (0,)),), dtype="float16")
+    right = reference(model)
+    assert right.stable
+    assert excess(tuple(output.half() for output in right.outputs), right) < 1
+    assert excess(model.function()(*model.tensors()), right) < 1
+
+
 def test_meaningless_results_are_left_out():
     """1 / (x - x): a bound larger than the result."""
     twice = Node(key("x0 - x1 (1, 1)"), (0, 0))
@@ -251,6 +270,58 @@ def test_planted_bug_is_seen_and_its_model_made_small():
     small = minimise(RELU_CLAMP, still, lambda: True)
     assert [node.op.name for node in small.nodes] == ["relu", "clamp"]
     assert sum(np.prod(one.shape) for one in small.inputs) == 1
+
+
+def planted() -> dict[str, Model]:
+    """For every planted bug a model that shows it."""
+
+    def model(*nodes: tuple[str, tuple[int, ...], dict[str, int]], inputs: tuple[tuple[int, ...], ...]) -> Model:
+        calls = tuple(Node(key(start), operands, tuple(more.items())) for start, operands, more in nodes)
+        return Model(tuple(Input(shape, 0.5, 1.5) for shape in inputs), calls)
+
+    none: dict[str, int] = {}
+    pooling = {"kernel": 2, "stride": 1, "padding": 1}
+    shown = [
+        RELU_CLAMP,
+        model(("torch.cat([x0, x1], 0) (2, 2)", (0, 1), none), ("x0 + x1 (2, 1)", (3, 2), none), inputs=((2, 3), (1, 3), (3,))),
+        model(("x0.permute(1, 0)", (0,), none), ("x0 @ x1 (2, 2)", (2, 1), none), inputs=((2, 3), (2, 2))),
+        model(("x0.flip(1) (2,)", (0,), none), ("torch.softmax(x0, 1) (2,)", (1,), none), inputs=((2, 3),)),
+        model(
+            ("x0.narrow(1, start, length) (2,)", (0,), {"start": 1, "length": 2}),
+            ("x0.mean(dim=1, keepdim=False) (2,)", (1,), none),
+            inputs=((2, 4),),
+        ),
+        model(
+            ("x0.expand(a, b) (2,)", (0,), {"a": 3, "b": 4}),
+            ("x0.sum(dim=1, keepdim=False) (2,)", (1,), none),
+            inputs=((3, 1),),
+        ),
+        model(("x0 - x1 (2, 2)", (0, 1), none), ("torch.exp(x0) (2,)", (2,), none), inputs=((2, 3), (2, 3))),
+        model(("-x0 (2,)", (0,), none), ("x0.amax(dim=1, keepdim=False) (2,)", (1,), none), inputs=((2, 3),)),
+        model(("-x0 (3,)", (0,), none), ("F.max_pool1d", (1,), pooling | {"dilation": 1}), inputs=((1, 1, 4),)),
+        model(("F.avg_pool2d", (0,), pooling), inputs=((1, 1, 4, 4),)),
+    ]
+    return {bug.name: one for bug, one in zip(toy.BUGS, shown, strict=True)}
+
+
+def _value(model: Model, place: int) -> torch.Tensor:
+    """An input, or the result of a call."""
+    if place < len(model.inputs):
+        return model.tensors()[place]
+    part = without(model, [place - len(model.inputs)])
+    return part.function()(*part.tensors())[0]
+
+
+@pytest.mark.parametrize("bug", toy.BUGS, ids=lambda bug: bug.name)
+def test_every_planted_bug_can_be_seen(bug: toy.Bug):
+    model = planted()[bug.name]
+    assert neuri._seen(model, toy.BUGS) == {bug.name}
+    if bug.behind:  # it takes two calls: the last one alone is right
+        last = model.nodes[-1]
+        alone = {operand: place for place, operand in enumerate(dict.fromkeys(last.operands))}
+        shapes = [tuple(_value(model, operand).shape) for operand in alone]
+        node = replace(last, operands=tuple(alone[operand] for operand in last.operands))
+        assert not neuri._seen(Model(tuple(Input(shape, 0.5, 1.5) for shape in shapes), (node,)), toy.BUGS)
 
 
 def test_reproducer_runs_alone(tmp_path: Path):

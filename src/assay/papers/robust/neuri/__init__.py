@@ -98,7 +98,10 @@ DOCUMENTED = {
         ("padding <= kernel // 2", "kernel > 0"),
     ),
     "avg_pool1d": (("x0_0", "x0_1", "(x0_2 + 2 * padding - kernel) // stride + 1"), ("padding <= kernel // 2",)),
-    "addmm": (("x1_0", "x2_1"), ("x1_1 == x2_0",)),
+    "addmm": (
+        ("x1_0", "x2_1"),
+        ("x1_1 == x2_0", "(x0_0 == x1_0) | (x0_0 == 1)", "(x0_1 == x2_1) | (x0_1 == 1)"),
+    ),
     "bmm": (("x0_0", "x0_1", "x1_2"), ("x0_0 == x1_0", "x0_2 == x1_1")),
     "outer": (("x0_0", "x1_0"), ()),
     "cat of three": (("x0_0", "x0_1 + x1_1 + x2_1"), ("x0_0 == x1_0", "x0_0 == x2_0")),
@@ -117,12 +120,13 @@ def as_documented(rule: Rule, operator: Operator, seed: int, count: int = 2000) 
     generator = np.random.default_rng(seed)
     rows = np.stack([generator.integers(low, high + 1, count) for low, high in operator.domains], axis=1)
     names = {name: rows[:, place] for place, name in enumerate(operator.symbols)}
-    # Numbers by which is divided are positive wherever a rule accepts, so that others may stand in where it does not.
-    dividing = ("stride", "groups", "upscale")
-    safe = {name: np.where(column == 0, 1, column) if name in dividing else column for name, column in names.items()}
+    # These are positive wherever a call is valid; what else the documentation says is asked with 1 in the place of 0.
+    positive = [name for name in names if name in ("stride", "dilation", "groups", "upscale")]
+    safe = names | {name: np.where(names[name] == 0, 1, names[name]) for name in positive}
     accepted = rule.accepts(rows)
     sizes = np.stack([eval(one, {}, safe) for one in shape], axis=1)
-    holds = np.logical_and.reduce([eval(one, {}, safe) for one in conditions]) if conditions else np.ones(count, dtype=bool)
+    told = [eval(one, {}, safe) for one in conditions] + [names[name] > 0 for name in positive]
+    holds = np.logical_and.reduce(told) if told else np.ones(count, dtype=bool)
     same = all(one is not None for one in rule.shape) and len(rule.shape) == len(shape)
     return bool(
         same
@@ -166,7 +170,8 @@ def rules_make_models_valid(lab: Lab) -> Measured:
     arms: dict[str, float | Curve] = {}
     for arm, kind in _KINDS.items():
         make = Generator(known, lab.seed, kind)
-        share = sum(_runs(make()) for _ in range(count)) / count
+        # A model that could not be given all its calls is none of those that were asked for.
+        share = sum(len(model.nodes) == make.calls and _runs(model) for model in (make() for _ in range(count))) / count
         arms[arm] = Score(share, Cost(seconds=seconds)) if kind == "rules" else share
     ops = operators()
     checked = [as_documented(rule, ops[key], lab.seed) for key, rule in known.rules.items() if ops[key].name in DOCUMENTED]
@@ -183,11 +188,12 @@ _KINDS: dict[str, Kind] = {
 
 
 @claim(
-    "In the same time, models by rules and records contain at least half as many pairs of operators again as models that are put "
-    "together from recorded calls alone.",
+    "Once rules are learnt, models by rules and records contain in the same time at least half as many pairs of operators again "
+    "as models that are put together from recorded calls alone.",
     expect=Higher("rules and records", than="records alone", times=1.5),
-    reported=Reported("coverage of branches over the best fuzzer before, PyTorch", {"rules and records": 1.15}, "abstract"),
-    scaled_down=f"{_SMALLER} Pairs of operators instead of branches; two seconds instead of four hours.",
+    reported=Reported("branches covered, best fuzzer before = 1, PyTorch", {"rules and records": 1.15}, "abstract"),
+    scaled_down=f"{_SMALLER} Pairs of operators instead of branches; two seconds instead of four hours. Nearly every "
+    "operator has a trusted rule here, so that records hardly come in beside rules.",
     unit="pairs of operators, one taking the other's result, in models that run",
 )
 def diversity_per_second(lab: Lab) -> Measured:
@@ -212,9 +218,9 @@ def diversity_per_second(lab: Lab) -> Measured:
 
 
 @claim(
-    "In the same time, models of eight calls find at least three more of ten bugs that were planted in a compiler than calls "
-    "tested one at a time.",
-    expect=Higher("models", than="calls one at a time", by=3),
+    "In the same time, models of eight calls by rules find at least three more of ten bugs that were planted in a compiler than "
+    "calls tested one at a time, and at least one more than models of eight calls without rules.",
+    expect=(Higher("models", than="calls one at a time", by=3), Higher("models", than="models without rules", by=1)),
     scaled_down=f"{_SMALLER} Ten planted bugs in a small compiler instead of real ones; eight of the ten need two calls.",
     unit="planted bugs found",
 )
@@ -226,6 +232,7 @@ def finds_planted_bugs(lab: Lab) -> Measured:
     make = Generator(known, lab.seed, "hybrid")
     return {
         "models": _hunt(make, budget),
+        "models without rules": _hunt(Generator(known, lab.seed, "random"), budget),
         "calls one at a time": _hunt(lambda: single(known, ops[int(generator.integers(len(ops)))], generator), budget),
     }
 
@@ -237,24 +244,26 @@ def _hunt(make: Callable[[], Model], budget: float) -> Curve:
     began = time.process_time()
     while times[-1] < budget:
         model = make()
-        try:
-            found |= _seen(model, [bug for bug in toy.BUGS if bug.name not in found])
-        except Exception:  # an invalid model finds nothing
-            continue
-        finally:
-            times.append(time.process_time() - began)
-            counts.append(float(len(found)))
+        found |= _seen(model, [bug for bug in toy.BUGS if bug.name not in found])
+        times.append(time.process_time() - began)
+        counts.append(float(len(found)))
     every = max(1, len(times) // 40)
     return Curve([*counts[::every], counts[-1]], [*times[::every], times[-1]], x_name="seconds", y_name="planted bugs found")
 
 
 def _seen(model: Model, bugs: list[toy.Bug]) -> set[str]:
-    """Names of the bugs because of which the compiler's results are farther from the right ones than rounding explains."""
+    """Names of the bugs because of which the compiler's results are farther from the right ones than rounding explains; none
+    for an invalid model."""
     tensors = model.tensors()
-    with torch.no_grad():
-        plain = model.function()(*tensors)
+    try:
+        with torch.no_grad():
+            plain = model.function()(*tensors)
+    except Exception:  # invalid; what the compiler raises is not caught, for it takes every valid model
+        return set()
     compiled, struck = toy.run(model, tensors, bugs)
     if all(torch.equal(one, other) for one, other in zip(plain, compiled, strict=True)):
+        return set()
+    if not all(one.numel() for one in plain):
         return set()
     right = reference(model)
     if not right.stable:

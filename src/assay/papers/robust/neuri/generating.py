@@ -225,15 +225,18 @@ class Generator:
 
     def _recorded(self, draft: Draft, operator: Operator) -> bool:
         """A recorded call whose shapes fit tensors that are there, new inputs for the rest."""
-        calls = self.knowledge.calls[operator.key]
-        row, shape = calls[int(self.generator.integers(len(calls)))]
-        shapes, attributes = operator.split(row)
+        calls, known = self.knowledge.calls[operator.key], set(draft.shapes.values())
+        for place in self.generator.permutation(len(calls)):
+            row, shape = calls[place]
+            shapes, attributes = operator.split(row)
+            if not draft.nodes or any(size in known for size in shapes):
+                break
+        else:
+            return False
         operands: list[tuple[str, int] | None] = []
         for size in shapes:
-            there = [value for value, known in draft.shapes.items() if known == size]
+            there = [value for value, other in draft.shapes.items() if other == size]
             operands.append(there[int(self.generator.integers(len(there)))] if there else None)
-        if draft.nodes and not any(operand is not None for operand in operands):
-            return False
         real = [draft.add_input(size) if operand is None else operand for operand, size in zip(operands, shapes, strict=True)]
         draft.add_call(operator.key, real, tuple(attributes.items()), shape)
         return True

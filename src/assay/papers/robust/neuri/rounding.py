@@ -3,12 +3,13 @@
 Every number format has a unit roundoff u, the largest relative error of one rounded operation. A model is run once more in
 double precision, and beside every tensor goes a bound of the error that the narrow format may have made in it so far:
 
-    E(result) = |J| E(inputs) + k u (|J| |inputs| + |result|)
+    E(result) = |J| E(inputs) + k (u (|J| |inputs| + |result|) + least)
 
 J is the Jacobian of the call at this place, so that the first term passes earlier errors on, as large as the call's condition
 makes them, and the second adds its own: k roundings, as many as the entry has inputs (the sum of n products is exact for
 inputs that are changed by n u, in whatever order it is summed up) and eight more for what goes on inside an elementary function
-(a library is off by a few units in the last place; a compiler may also write one function by others). Calls that only move
+(a library is off by a few units in the last place; a compiler may also write one function by others). Very small numbers are
+rounded to multiples of a smallest one, by at most half of it (``least``), however small they are. Calls that only move
 entries move the bounds along and round nothing. Two backends may both be right and 2 E apart; from double precision none may
 be farther than E.
 
@@ -62,12 +63,13 @@ def reference(model: Model) -> Reference:
         RuntimeError and others: what the calls raise where they are not valid.
     """
     unit = unit_roundoff(model.dtype)
+    least = unit * float(torch.finfo(DTYPES[model.dtype]).smallest_normal)
     largest = float(torch.finfo(DTYPES[model.dtype]).max)
     values = [tensor.double() for tensor in model.tensors()]
     bounds = [torch.zeros_like(value) for value in values]
     stable = True
     for node in model.nodes:
-        value, bound = step(node, [values[k] for k in node.operands], [bounds[k] for k in node.operands], unit)
+        value, bound = step(node, [values[k] for k in node.operands], [bounds[k] for k in node.operands], unit, least)
         values.append(value)
         bounds.append(bound)
         size = value.abs().max()
@@ -81,15 +83,24 @@ def reference(model: Model) -> Reference:
     return Reference(tuple(values[k] for k in model.outputs), tuple(bounds[k] for k in model.outputs), True)
 
 
-def step(node: Node, inputs: list[Tensor], bounds: list[Tensor], unit: float) -> tuple[Tensor, Tensor]:
-    """One call: its result and the bound of its error, float64."""
+def step(node: Node, inputs: list[Tensor], bounds: list[Tensor], unit: float, least: float = 0.0) -> tuple[Tensor, Tensor]:
+    """One call: its result and the bound of its error, float64.
+
+    Args:
+        node: the call.
+        inputs: what it is given, float64.
+        bounds: of the errors of these.
+        unit: the format's unit roundoff.
+        least: half of the distance between its smallest numbers, which is what rounding costs where the relative error is
+            not small any more (in float16 below 6e-5).
+    """
     operator, attributes = node.op, dict(node.attributes)
     inputs = [one.contiguous() for one in inputs]  # entries that share memory have no derivative of their own
     result = operator(inputs, attributes)
     if operator.rounding in ("moves", "kink"):
         bound = operator.errors(bounds, attributes)
         # Nothing is rounded, but other places of a kink may round to another side: a unit of the result.
-        return result, bound if operator.rounding == "moves" else bound + unit * result.abs()
+        return result, bound if operator.rounding == "moves" else bound + unit * result.abs() + least
     inside = operator.inside(inputs, result, attributes)
     sizes = [one.abs().max().expand_as(one) if operator.centred else one.abs() for one in inputs]
     if operator.rounding == "each":
@@ -100,7 +111,7 @@ def step(node: Node, inputs: list[Tensor], bounds: list[Tensor], unit: float) ->
             changes[place] = bound + roundings * unit * size
             change: Tensor = jvp(lambda *them: operator(list(them), attributes), tuple(inputs), tuple(changes))[1]
             moved = moved + change.abs()
-        return result, moved + roundings * unit * inside
+        return result, moved + roundings * (unit * inside + least)
     if sum(one.numel() for one in inputs) * result.numel() > _LARGEST:
         raise RuntimeError("the Jacobian of this call is too large to be written out")
     every = tuple(range(len(inputs)))
@@ -109,7 +120,7 @@ def step(node: Node, inputs: list[Tensor], bounds: list[Tensor], unit: float) ->
     counts = sum((one != 0).sum(dim=1) for one in flat)
     assert isinstance(counts, Tensor)
     roundings_each = (counts + INSIDE).to(result)
-    total = roundings_each * unit * inside.expand_as(result).flatten()
+    total = roundings_each * (unit * inside.expand_as(result).flatten() + least)
     for one, bound, size in zip(flat, bounds, sizes, strict=True):
         total = total + one.abs() @ bound.flatten() + roundings_each * unit * (one.abs() @ size.flatten())
     return result, total.view_as(result)

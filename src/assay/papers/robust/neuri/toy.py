@@ -121,7 +121,7 @@ def _forgets_the_flip(n: fx.Node, args: Any, kwargs: Any, sources: list[Any], ri
 
 def _divides_by_the_old_size(n: fx.Node, args: Any, kwargs: Any, sources: list[Any], right: Tensor) -> Tensor | None:
     source, dim = sources[0], kwargs.get("dim")
-    if not isinstance(source, Tensor) or source.dim() != args[0].dim() or dim is None:
+    if not isinstance(source, Tensor) or source.dim() != args[0].dim() or dim is None or not source.shape[dim]:
         return None
     share: float = args[0].shape[dim] / source.shape[dim]
     return right * share
@@ -129,7 +129,7 @@ def _divides_by_the_old_size(n: fx.Node, args: Any, kwargs: Any, sources: list[A
 
 def _expanded_counts_once(n: fx.Node, args: Any, kwargs: Any, sources: list[Any], right: Tensor) -> Tensor | None:
     source, dim = sources[0], kwargs.get("dim")
-    if not isinstance(source, Tensor) or source.dim() != args[0].dim() or dim is None:
+    if not isinstance(source, Tensor) or source.dim() != args[0].dim() or dim is None or not source.shape[dim]:
         return None
     share: float = args[0].shape[dim] / source.shape[dim]
     return right / share
@@ -176,7 +176,7 @@ BUGS = [
         "max pooling pads with zeros",
         frozenset(),
         frozenset({"max_pool2d", "max_pool1d", "boolean_dispatch", "fn"}),
-        lambda n, args, kwargs, sources, right: _pooled(args[0], **kwargs),
+        lambda n, args, kwargs, sources, right: _pooled(*args, **kwargs),
     ),
     Bug(
         "average pooling leaves the padding out",
