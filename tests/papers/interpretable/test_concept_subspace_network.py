@@ -157,6 +157,24 @@ def test_a_hierarchy_multiplies_probabilities():
         ConceptSubspaceNetwork().fit(x, {"fine": fine[:10]})
 
 
+def test_examples_need_not_be_near_every_concepts_prototypes(two):
+    x, first, second = two
+    y = {"first": first, "second": second}
+
+    def fitted(near):
+        return ConceptSubspaceNetwork(latent=3, near=near, epochs=6, random_state=0).fit(x, y)
+
+    def off(net, concept):
+        squares = net.net_.squares(torch.as_tensor(net.encode(x, noise=0)), net.concepts_.index(concept))
+        return squares.amin(dim=1).mean().item()
+
+    one, parts, loose = fitted(1.0), fitted({"first": 1.0}), fitted({"first": 0.0})
+    assert np.array_equal(one.encode(x), parts.encode(x))  # a concept that is not named has weight 1
+    assert off(loose, "first") > 2 * off(one, "first")
+    with pytest.raises(ValueError, match="no labels for the concept 'third'"):
+        fitted({"third": 0.0})
+
+
 def test_a_protected_column_goes_with_all_its_values():
     from assay.data import Dataset, Split
 
