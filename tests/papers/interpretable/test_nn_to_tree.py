@@ -178,6 +178,9 @@ def test_probe_tells_what_autograd_tells():
     torch.testing.assert_close(seen.attributions["weight of its linear function x input"], gradient * inputs)
     assert (seen.each["distance to the next linear function"] > 0).all()
     assert all(0 <= value <= 50 for value in seen.numbers.values())
+    alone = linear_pieces(View(model, inputs, target, None, background[:0], None, "table", classes=("a", "b", "c")))
+    assert "leaves of the tree of these examples" in alone.numbers  # without a background it is made of what is shown
+    assert alone.numbers["share of these examples of which that tree says the network's class"] == 1
     with pytest.raises(AssayError, match="kind text"):
         linear_pieces(View(model, inputs, target, None, background, None, "text"))
 

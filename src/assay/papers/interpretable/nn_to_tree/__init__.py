@@ -111,7 +111,8 @@ def linear_pieces(view: View, examples: int = 200) -> Seen:
     seen = {"distance to the next linear function": nearest, "tests asked by the tree": tree.tests(shown)}
     with torch.no_grad():
         outputs = view.model(view.inputs).cpu().numpy()
-    numbers = {"leaves of the tree of the usual examples": float(tree.n_leaves)}
+    made_of = "the usual" if len(usual) else "these"
+    numbers = {f"leaves of the tree of {made_of} examples": float(tree.n_leaves)}
     if len(view.classes) > 1:
         same = tree.predict(shown).argmax(axis=1) == outputs.argmax(axis=1)
         numbers["share of these examples of which that tree says the network's class"] = float(same.mean())
@@ -119,7 +120,7 @@ def linear_pieces(view: View, examples: int = 200) -> Seen:
         numbers=numbers,
         each={name: torch.as_tensor(np.asarray(values, dtype=np.float64)) for name, values in seen.items()},
         attributions={"weight of its linear function x input": torch.as_tensor(weights * shown).to(view.inputs.dtype)},
-        notes=("the tree is exact on the usual examples that made it",),
+        notes=(f"the tree is exact on {made_of} examples that made it",),
     )
 
 
