@@ -149,7 +149,6 @@ def test_columns_are_measured_in_their_deviations(table: Dataset) -> None:
 def test_network_that_hides_its_gradients_is_named() -> None:
     tested = robust(squares(), "attacked_networks:Rounded", examples=20, settings=(*QUICK, "eps=0.3,0.5"))
     assert any("gradient is zero" in sign for sign in tested.masking)
-    assert any("Square" in sign for sign in tested.masking)
     assert tested.rows[0].proved is None
     assert any("nothing is proved" in note and "round" in note for note in tested.looked.notes)
 

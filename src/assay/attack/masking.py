@@ -45,7 +45,7 @@ def signs_of_masking(
     queries: int = 300,
     noises: int = 20,
     clip: Clip = None,
-    slack: float = 0.02,
+    slack: float = 0.03,
     generator: torch.Generator | None = None,
 ) -> Masking:
     """Look for signs that a network hides its gradients, so that its robustness is not what gradient attacks say.
@@ -58,11 +58,11 @@ def signs_of_masking(
         labels: (B,) int64, what is right.
         eps: radius of the ball.
         norm: ``math.inf`` or 2.
-        steps: of gradient ascent, which is run with both losses.
+        steps: of gradient ascent, which is run with both losses and three restarts: what a weak one misses is no sign.
         queries: of Square Attack.
         noises: random points of the ball that are tried on each input.
         clip: range of valid entries.
-        slack: share of the inputs by which one attack must be better than another to count (and two inputs at least).
+        slack: share of the inputs by which one attack must be better than another to count (and three inputs at least).
         generator: of all that is random.
     """
     require_sense(inputs, eps, norm, clip)
@@ -71,13 +71,13 @@ def signs_of_masking(
     few, known = inputs[right], labels[right]
     if not len(few):
         return Masking((), {"accuracy": 0.0})
-    count, enough = len(inputs), max(2, math.ceil(slack * len(inputs)))
+    count, enough = len(inputs), max(3, math.ceil(slack * len(inputs)))
 
     def stood(moved: Tensor) -> Tensor:
         return classified(model, moved, known)
 
     ascents = [
-        pgd(model, few, known, eps=eps, norm=norm, steps=steps, loss=loss, clip=clip, generator=generator)
+        pgd(model, few, known, eps=eps, norm=norm, steps=steps, loss=loss, restarts=3, clip=clip, generator=generator)
         for loss in ("ce", "margin")
     ]
     many = stood(ascents[0]) & stood(ascents[1])
