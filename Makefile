@@ -7,8 +7,8 @@ BIN := .venv/bin
 demo: .venv/.core  ## from nothing to a verdict: the first convolutional network, re-run
 	$(BIN)/assay run lecun1989
 
-test: .venv/.test  ## the whole test suite
-	$(BIN)/python -m pytest
+test: .venv/.test  ## the whole test suite, a worker for every core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/.dev  ## style and types
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
