@@ -121,6 +121,21 @@ def test_the_knob_makes_planes_orthogonal_or_parallel(two):
     assert angles[-3.0] > 0.9
 
 
+def test_a_wide_start_trains_under_a_heavy_knob(two):
+    x, first, second = two
+    y = {"first": first, "second": second}
+
+    def fitted(start):
+        align = {("first", "second"): 1000.0}
+        return ConceptSubspaceNetwork(latent=2, align=align, kl=0.05, start=start, epochs=12, random_state=0).fit(x, y)
+
+    # The seven steps of a pass, twelve times: prototypes that started close stay where Adam froze them.
+    close, wide = fitted(0.05), fitted(2.0)
+    assert max(np.abs(part).max() for part in close.prototypes_.values()) < 0.2
+    assert wide.score(x, y) > close.score(x, y)
+    assert wide.score(x, y) > 0.75
+
+
 def test_explains_and_draws(two):
     x, first, second = two
     net = ConceptSubspaceNetwork(latent=3, kl=0.05, epochs=4, random_state=0).fit(x, {"a<b": first, "second": second})
