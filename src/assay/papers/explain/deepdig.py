@@ -500,7 +500,7 @@ def _dig(lab: Lab, task: str, kind: str) -> tuple[Bisected, float, float]:
                 s=s,
                 t=t,
                 steps=lab.pick(smoke=60, laptop=300, full=5000),
-                batch_size=lab.pick(smoke=16, laptop=32, full=128),
+                batch_size=lab.pick(smoke=16, laptop=16, full=128),
                 seed=lab.seed,
             )
         )
@@ -544,7 +544,7 @@ def _halvings(found: Bisected) -> Curve:
 
 _LESS = (
     "2,500 training pictures and a LeNet of 5 epochs; one pair of classes on each set (MNIST 1 and 2, pullover and coat), "
-    "autoencoders of 300 steps of 32 pictures instead of 5,000 of 128."
+    "autoencoders of 300 steps of 16 pictures instead of 5,000 of 128."
 )
 
 
