@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,19 @@ import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A test whose public data set is neither here nor in a mirror is skipped, and says which; with a mirror it fails."""
+    from assay.errors import AssayError
+
+    try:
+        return (yield)
+    except AssayError as error:
+        if "could not be fetched" in str(error) and not os.environ.get("ASSAY_MIRROR"):
+            pytest.skip(str(error).partition(" [")[0])
+        raise
 
 
 @pytest.fixture

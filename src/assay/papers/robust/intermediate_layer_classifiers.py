@@ -226,7 +226,7 @@ def layer_sensitivity(
 
 @probe
 def earlier_layers(view: View, epochs: int = 50, penalty: float = 1e-3) -> Seen:
-    """Would an earlier layer answer better on these data than the last one, if both were trained anew on some of them?
+    """Whether an earlier layer would answer better on these data than the last, if both were trained anew on some of them.
 
     Args:
         view: a classifier and examples of the kind that counts, half of whose background trains the classifiers; the other half
