@@ -39,7 +39,7 @@ from assay.errors import AssayError
 from assay.nn.prototypes import distances, kmeans_centres, rbf
 from assay.paper import Above, Below, Cost, Curve, Higher, Score, claim
 from assay.papers.robust.deepfool import deepfool
-from assay.recipe import Recipe, treatment, with_loss
+from assay.recipe import Recipe, with_loss
 from assay.train.hooks import Hook, Run
 
 if TYPE_CHECKING:
@@ -433,7 +433,6 @@ def _with_components(make: Any, num_classes: int, components: int) -> nn.Module:
     return model
 
 
-@treatment
 def classification_by_components(recipe: Recipe, per_class: int = 5, margin: float = 0.3) -> Recipe:
     """Reason about components of the last features instead of weighing these, with the margin loss.
 
