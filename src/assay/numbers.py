@@ -1,6 +1,8 @@
-"""How numbers are written for people, on pages and at the terminal."""
+"""How numbers and lists of names are written for people, on pages and at the terminal."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def short(value: float, digits: int = 4) -> str:
@@ -36,3 +38,8 @@ def duration(seconds: float) -> str:
     if seconds < 1:
         return f"{seconds * 1e3:.3g} ms"
     return f"{seconds:.3g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
+
+
+def listed(names: Sequence[str]) -> str:
+    """``"a"``, ``"a and b"``, ``"a, b and c"``."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

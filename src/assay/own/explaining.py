@@ -42,6 +42,7 @@ from assay.explain import (
 )
 from assay.explain.curves import Explain, Fill, Score, area, deletion_curve, insertion_curve, sanity_check
 from assay.explain.relevance import WeightedRule
+from assay.numbers import listed
 from assay.own.named import Named
 from assay.own.opening import Subject, open_subject
 from assay.own.probing import Looked, parse, see
@@ -358,7 +359,7 @@ def _notes(compared: Compared, judge: _Judge) -> list[str]:
     alike = [one.name for one in compared.methods if one.alike is not None and one.alike > ALIKE]
     if alike:
         notes.append(
-            f"much of what {_listed(alike)} {'say' if len(alike) > 1 else 'says'} stays when all weights are shuffled: that part "
+            f"much of what {listed(alike)} {'say' if len(alike) > 1 else 'says'} stays when all weights are shuffled: that part "
             "shows the input, not what was learnt"
         )
     if len(compared.looked.examples) < _FEW:
@@ -371,10 +372,6 @@ def _notes(compared: Compared, judge: _Judge) -> list[str]:
     if judge.unshuffled:
         notes.append(f"the weights could not be shuffled: {judge.unshuffled}")
     return notes
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
 class _Judge:
@@ -409,7 +406,7 @@ class _Judge:
         attributions: dict[str, Tensor] = {}
         for way in chosen:
             if way.kinds and view.kind not in way.kinds:
-                self.unfit[way.name] = f"it is for {_listed(way.kinds)}"
+                self.unfit[way.name] = f"it is for {listed(way.kinds)}"
             elif way.name not in self.unfit and (found := self._tried(way, view)) is not None:
                 attributions[way.name] = found
         if not attributions:

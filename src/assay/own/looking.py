@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from assay.own.ranking import Ranking
     from assay.own.suggesting import Advice
 
+#: What a probe, a comparison of methods, an attack or a ranking of examples comes back with.
+_Found = TypeVar("_Found", "Looked", "Compared", "Tested", "Ranking")
 #: Columns, words and examples that a terminal shows; the page and the JSON have all.
 _SHOWN = 10
 #: What stands in the place of a paper's key to compare methods of attribution.
@@ -163,17 +166,12 @@ def probe_model(
             trust or (),
             lambda done, total, note: status.update(f"training the baseline: {escape(note)}"),
         )
+    files = {}
     if out is not None:
         from assay.own.page import write_page
 
-        page = write_page(looked, out)
-    if as_json:
-        plain = looked.as_dict() | ({"page": str(page)} if out is not None else {})
-        print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
-        return
-    print_looked(looked)
-    if out is not None:
-        print(f"pictures: {page}")
+        files["page"] = write_page(looked, out)
+    _show(looked, print_looked, files, as_json)
 
 
 def _compare(
@@ -202,17 +200,12 @@ def _compare(
     with Console(stderr=True, quiet=as_json).status("opening the network") as status:
         count = 16 if examples is None else examples
         compared = explaining.explain(on, model, named, count, seed, of, raw, device, settings, trust, tell)
+    files = {}
     if out is not None:
         from assay.own.page import write_comparison
 
-        page = write_comparison(compared, out)
-    if as_json:
-        plain = compared.as_dict() | ({"page": str(page)} if out is not None else {})
-        print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
-        return
-    print_compared(compared)
-    if out is not None:
-        print(f"pictures: {page}")
+        files["page"] = write_comparison(compared, out)
+    _show(compared, print_compared, files, as_json)
 
 
 def _attack(
@@ -239,17 +232,12 @@ def _attack(
         tested = attacking.robust(
             on, model, named, count, seed, raw, device, settings, trust, lambda done, total, note: status.update(escape(note))
         )
+    files = {}
     if out is not None:
         from assay.own.page import write_tested
 
-        page = write_tested(tested, out)
-    if as_json:
-        plain = tested.as_dict() | ({"page": str(page)} if out is not None else {})
-        print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
-        return
-    print_tested(tested)
-    if out is not None:
-        print(f"pictures: {page}")
+        files["page"] = write_tested(tested, out)
+    _show(tested, print_tested, files, as_json)
 
 
 def _rank(
@@ -276,18 +264,23 @@ def _rank(
     with Console(stderr=True, quiet=as_json).status("reading") as status:
         most = ranking.MOST if examples is None else examples
         found = ranking.rank(probe, on, model, named, most, seed, device, settings, tell)
-    pages: tuple[Path, ...] = ()
+    files = {}
     if out is not None:
         from assay.own.ranked_page import write_ranking
 
-        pages = write_ranking(found, out)
+        files["page"], files["scores"] = write_ranking(found, out)
+    _show(found, print_ranking, files, as_json)
+
+
+def _show(found: _Found, print_table: Callable[[_Found], None], files: Mapping[str, Path], as_json: bool) -> None:
+    """What was found, as JSON with the files that were written, or as a table with a line for each of them."""
     if as_json:
-        plain = found.as_dict() | dict(zip(("page", "scores"), map(str, pages), strict=False))
+        plain = found.as_dict() | {name: str(path) for name, path in files.items()}
         print(json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False))
         return
-    print_ranking(found)
-    if pages:
-        print(f"pictures: {pages[0]}\nscores: {pages[1]}")
+    print_table(found)
+    for name, path in files.items():
+        print(f"{'pictures' if name == 'page' else name}: {path}")
 
 
 # ---------------------------------------------------------------------------------------------------- suggest

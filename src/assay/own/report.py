@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from assay.errors import AssayError
 from assay.files import write_atomically
 from assay.lab.verdict import judge
+from assay.numbers import listed
 from assay.own.page import templates
 from assay.own.saved import FACTS, REPORT
 from assay.own.trying import BASELINE, MEASURES
@@ -105,7 +106,7 @@ def _render(facts: Mapping[str, Any], place: Path) -> str:
 
 def _title(trial: Mapping[str, Any]) -> str:
     methods = list(trial["verdicts"])
-    what = _listed(methods) if len(methods) <= 3 else f"{len(methods)} methods"
+    what = listed(methods) if len(methods) <= 3 else f"{len(methods)} methods"
     return f"{what} on {trial['data'].partition(':')[0]}"
 
 
@@ -118,13 +119,13 @@ def _summary(trial: Mapping[str, Any]) -> list[str]:
     open_ = [method for method in verdicts if method not in (*helps, *hurts, *same)]
     lines = []
     if helps:
-        lines.append(f"{_listed(helps)} {'help' if len(helps) > 1 else 'helps'} on these data.")
+        lines.append(f"{listed(helps)} {'help' if len(helps) > 1 else 'helps'} on these data.")
     if hurts:
-        lines.append(f"{_listed(hurts)} {'do' if len(hurts) > 1 else 'does'} not help: worse than the baseline.")
+        lines.append(f"{listed(hurts)} {'do' if len(hurts) > 1 else 'does'} not help: worse than the baseline.")
     if same:
-        lines.append(f"{_listed(same)} made no difference at all.")
+        lines.append(f"{listed(same)} made no difference at all.")
     if open_:
-        lines.append(f"Whether {_listed(open_)} {'help' if len(open_) > 1 else 'helps'} is not decided by so many seeds.")
+        lines.append(f"Whether {listed(open_)} {'help' if len(open_) > 1 else 'helps'} is not decided by so many seeds.")
     means = {arm: found["mean"] for arm, found in trial["arms"].items() if found["mean"] is not None}
     without = means.pop(trial["reference"], None)
     if without is not None and means:
@@ -210,7 +211,3 @@ def _figure(trial: Mapping[str, Any], kept: str) -> Figure | None:
             (test,) = judge((Above(arm, 0.0),), rows).tests
             between[arm] = (test.low, test.high)
     return figures.of_trial(arms, kept, between, trial["metric"])
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
