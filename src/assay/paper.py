@@ -114,6 +114,7 @@ class Configuration:
         macs: multiply-adds of one example (:func:`assay.nn.measure.macs`).
         layers: layers with weights on the longest way.
         sees: receptive field of one place of the last map, pixels a side; 0 where it has none.
+        activations: numbers that convolutions return for one example (:func:`assay.nn.measure.activations`).
     """
 
     input: tuple[int, ...]
@@ -121,6 +122,7 @@ class Configuration:
     macs: int
     layers: int
     sees: int = 0
+    activations: int = 0
 
 
 @dataclass(frozen=True)

@@ -158,13 +158,13 @@ def _print_configurations(configurations: Mapping[str, Configuration]) -> None:
     """The standard networks of a paper, a line each."""
     if not configurations:
         return
-    numbers = ("parameters", "multiply-adds", "layers", "sees")
+    numbers = ("parameters", "multiply-adds", "activations", "layers", "sees")
     table = _table("configuration", "input", *numbers, right=numbers)
     table.columns[0].no_wrap = True
     for call, one in configurations.items():
         shape = "x".join(map(str, one.input))
         sees = f"{one.sees}x{one.sees}" if one.sees else "-"
-        table.add_row(call, shape, f"{one.parameters:,}", size(one.macs), str(one.layers), sees)
+        table.add_row(call, shape, f"{one.parameters:,}", size(one.macs), size(one.activations), str(one.layers), sees)
     console().print(table)
 
 

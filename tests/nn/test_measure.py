@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from assay import catalogue
-from assay.nn.measure import Depth, depth, macs, parameters
+from assay.nn.measure import Depth, activations, depth, macs, parameters
 
 STATED = [(key, call) for key, paper in catalogue.papers().items() for call in catalogue.configurations(paper)]
 
@@ -23,13 +23,21 @@ def test_configurations_are_as_stated(key: str, call: str) -> None:
     with torch.device("meta"):
         model = eval(call, vars(module))
     assert (parameters(model), macs(model, stated.input)) == (stated.parameters, stated.macs)
+    assert activations(model, stated.input) == stated.activations
     assert (depth(model).layers, depth(model).sees if stated.sees else 0) == (stated.layers, stated.sees)
+
+
+def test_activations_are_those_of_timms_tables() -> None:
+    there = catalogue.configurations(catalogue.papers()["resnet"])
+    millions = [round(there[f"resnet{depth}()"].activations / 1e6, 1) for depth in (18, 34, 50, 101, 152)]
+    assert millions == [2.5, 3.7, 11.1, 16.2, 22.6]
 
 
 def test_multiply_adds_by_hand() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3, 2, padding=1, groups=1), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=4), nn.Flatten())
     net.append(nn.Linear(8 * 3 * 3, 7))
     assert macs(net, (3, 10, 10)) == 25 * 8 * 27 + 9 * 8 * 2 * 9 + 72 * 7
+    assert activations(net, (3, 10, 10)) == 25 * 8 + 9 * 8
     assert parameters(net) == 8 * 28 + 8 * 19 + 7 * 73
     net[0].weight.requires_grad_(False)
     assert parameters(net) == 8 + 8 * 19 + 7 * 73

@@ -243,14 +243,15 @@ class Page:
         return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
     @property
-    def configurations(self) -> list[tuple[str, str, str, str, str, str]]:
-        """The standard networks: call, input, parameters, multiply-adds, layers, receptive field."""
+    def configurations(self) -> list[tuple[str, str, str, str, str, str, str]]:
+        """The standard networks: call, input, parameters, multiply-adds, activations, layers, receptive field."""
         return [
             (
                 call,
                 "×".join(map(str, one.input)),
                 f"{one.parameters:,}",
                 size(one.macs),
+                size(one.activations),
                 str(one.layers),
                 f"{one.sees}×{one.sees}" if one.sees else "",
             )

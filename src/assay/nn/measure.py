@@ -1,4 +1,4 @@
-"""The size of a network: parameters, multiply-adds, layers, and how much of the picture one place of its last map sees."""
+"""The size of a network: parameters, multiply-adds, activations, layers, and how much of the picture one place sees."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 
 def parameters(model: nn.Module) -> int:
@@ -35,6 +35,31 @@ def macs(model: nn.Module, shape: tuple[int, ...]) -> int:
     return int(counter.get_total_flops()) // 2
 
 
+def activations(model: nn.Module, shape: tuple[int, ...]) -> int:
+    """Numbers that the convolutions of a network return for one example, in evaluation mode; nothing is computed.
+
+    Memory traffic, and with it the time on an accelerator, follows these more closely than multiply-adds (Radosavovic et al.,
+    "Designing Network Design Spaces", 2020, whose convention this is; timm's tables have it too).
+
+    Args:
+        model: the network; it is left as it is.
+        shape: of one example, e.g. ``(3, 224, 224)``.
+    """
+    shadow = copy.deepcopy(model).to("meta").eval()
+    counted = 0
+
+    def count(module: nn.Module, inputs: object, output: Tensor) -> None:
+        nonlocal counted
+        counted += output.numel()
+
+    for module in shadow.modules():
+        if _has_filters(module):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        shadow(torch.empty(1, *shape, device="meta"))
+    return counted
+
+
 @dataclass(frozen=True)
 class Depth:
     """What lies between the input and some place of a network, on the longest way.
@@ -53,13 +78,13 @@ class Depth:
 def depth(model: nn.Module) -> Depth:
     """Layers and receptive field of a network, read from its graph of modules.
 
-    Only modules count (``nn.Conv2d``, ``nn.MaxPool2d``, ``nn.AvgPool2d``, ``nn.Linear``); where ways join, the longest counts.
-    Filters and strides are taken to be square.
+    Only modules count (``nn.Linear``, ``nn.MaxPool2d``, ``nn.AvgPool2d``, ``nn.Conv2d`` and what works like it: a module whose
+    own ``weight`` has four dimensions); where ways join, the longest counts, and of oblong filters the longer side.
 
     Raises:
         torch.fx.proxy.TraceError: the network looks at values to decide what to do.
     """
-    graph = fx.symbolic_trace(model)
+    graph = fx.GraphModule(model, _Layers().trace(model))
     found: dict[fx.Node, Depth] = {}
     for node in graph.graph.nodes:
         before = [found[source] for source in node.all_input_nodes]
@@ -68,16 +93,30 @@ def depth(model: nn.Module) -> Depth:
     return here
 
 
+class _Layers(fx.Tracer):
+    """Does not look into layers with filters, whatever they compute there."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _has_filters(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def _has_filters(module: nn.Module) -> bool:
+    """Whether a module is a convolution or works like one."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.dim() == 4
+
+
 _START = {"layers": 0, "sees": 1, "stride": 1}
 
 
 def _after(module: nn.Module, here: Depth) -> Depth:
     if isinstance(module, nn.Linear):
         return Depth(here.layers + 1, here.sees, here.stride)
-    if isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
-        kernel, stride = _side(module.kernel_size), _side(module.stride)
+    filters = _has_filters(module)
+    if filters or isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
+        kernel, stride = _side(getattr(module, "kernel_size", 1)), _side(getattr(module, "stride", 1))
         spread = _side(getattr(module, "dilation", 1)) * (kernel - 1)
-        return Depth(here.layers + isinstance(module, nn.Conv2d), here.sees + spread * here.stride, here.stride * stride)
+        return Depth(here.layers + filters, here.sees + spread * here.stride, here.stride * stride)
     return here
 
 
@@ -102,4 +141,4 @@ def nearest_width(make: Callable[[int], nn.Module], target: int, widths: Sequenc
     return min(widths[max(at - 1, 0) : at + 1], key=lambda width: abs(size(width) - target))
 
 
-__all__ = ["Depth", "depth", "macs", "nearest_width", "parameters"]
+__all__ = ["Depth", "activations", "depth", "macs", "nearest_width", "parameters"]

@@ -29,7 +29,7 @@ from assay.papers.architectures.resnet import (
     resnet50,
     responses,
 )
-from assay.papers.architectures.wide_resnet import WideResNet
+from assay.papers.architectures.wide_resnet import WideResNet, wide_resnet50_2
 from assay.recipe import Recipe
 
 pytestmark = pytest.mark.usefixtures("torchvision_operators")
@@ -91,6 +91,17 @@ def test_outputs_equal_those_of_others_with_their_weights(peer: object, depth: i
     theirs = randomised(peer(depth)).eval()  # type: ignore[operator]
     ours = load_pretrained(resnet(depth), theirs.state_dict()).eval()
     images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = theirs(images), ours(images)
+    assert expected.std() > 0.1
+    assert (found - expected).abs().max() <= 1e-4
+
+
+def test_wide_bottlenecks_equal_torchvisions() -> None:
+    torch.manual_seed(0)
+    theirs = randomised(pytest.importorskip("torchvision").models.wide_resnet50_2()).eval()
+    ours = load_pretrained(wide_resnet50_2(), theirs.state_dict()).eval()
+    images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         expected, found = theirs(images), ours(images)
     assert expected.std() > 0.1

@@ -96,10 +96,16 @@ def basic(in_planes: int, planes: int, stride: int, shortcut: Option = "B", resi
 
 
 def bottleneck(
-    in_planes: int, planes: int, stride: int, shortcut: Option = "B", residual: bool = True, stride_at: int = 3
+    in_planes: int,
+    planes: int,
+    stride: int,
+    shortcut: Option = "B",
+    residual: bool = True,
+    stride_at: int = 3,
+    widen: int = 1,
 ) -> ResidualBlock:
     """1x1 to a quarter of the planes, 3x3, 1x1 back (Fig. 5, right): the same shapes as :func:`basic` for less work."""
-    inner = planes // 4
+    inner = planes // 4 * widen
     first, middle = (stride, 1) if stride_at == 1 else (1, stride)
     body = nn.Sequential(
         ConvNorm(in_planes, inner, 1, first), ConvNorm(inner, inner, 3, middle), ConvNorm(inner, planes, 1, active=False)
@@ -147,6 +153,7 @@ def resnet(
     zero_init_residual: bool = False,
     residual: bool = True,
     stride_at: int = 3,
+    widen: int = 1,
 ) -> ResNet:
     """The networks for large images (Table 1).
 
@@ -160,6 +167,7 @@ def resnet(
         residual: ``False`` leaves the shortcuts out: the plain network of the same depth.
         stride_at: which convolution of a bottleneck has the stride: the 3x3 (3, as in torchvision), or the first 1x1 (1, as in
             the paper, a tenth less work).
+        widen: factor of the planes inside bottlenecks, for wide residual networks.
 
     Shape: (B, in_channels, H, W) -> (B, num_classes).
 
@@ -173,7 +181,7 @@ def resnet(
     kind, counts = IMAGENET[depth]
     block = partial(kind, shortcut=shortcut, residual=residual)
     if kind is bottleneck:
-        block = partial(block, stride_at=stride_at)
+        block = partial(block, stride_at=stride_at, widen=widen)
     wide = width * (4 if kind is bottleneck else 1)
     table = [Stage(wide * 2**place, count, stride=2 if place else 1) for place, count in enumerate(counts)]
     body = stages(block, width, table)
@@ -247,16 +255,30 @@ def load_pretrained(model: ResNet, source: str | Path | Mapping[str, Tensor], he
 
 #: The standard networks, and what they are known to measure.
 CONFIGURATIONS = {
-    "resnet18()": Configuration((3, 224, 224), parameters=11_689_512, macs=1_814_073_344, layers=18, sees=435),
-    "resnet34()": Configuration((3, 224, 224), parameters=21_797_672, macs=3_663_761_408, layers=34, sees=899),
-    "resnet50()": Configuration((3, 224, 224), parameters=25_557_032, macs=4_089_184_256, layers=50, sees=427),
-    "resnet101()": Configuration((3, 224, 224), parameters=44_549_160, macs=7_801_405_440, layers=101, sees=971),
-    "resnet152()": Configuration((3, 224, 224), parameters=60_192_808, macs=11_513_626_624, layers=152, sees=1451),
-    "cifar_resnet(20)": Configuration((3, 32, 32), parameters=269_722, macs=40_551_040, layers=20, sees=81),
-    "cifar_resnet(32)": Configuration((3, 32, 32), parameters=464_154, macs=68_862_592, layers=32, sees=137),
-    "cifar_resnet(44)": Configuration((3, 32, 32), parameters=658_586, macs=97_174_144, layers=44, sees=193),
-    "cifar_resnet(56)": Configuration((3, 32, 32), parameters=853_018, macs=125_485_696, layers=56, sees=249),
-    "cifar_resnet(110)": Configuration((3, 32, 32), parameters=1_727_962, macs=252_887_680, layers=110, sees=501),
+    "resnet18()": Configuration(
+        (3, 224, 224), parameters=11_689_512, macs=1_814_073_344, layers=18, sees=435, activations=2_483_712
+    ),
+    "resnet34()": Configuration(
+        (3, 224, 224), parameters=21_797_672, macs=3_663_761_408, layers=34, sees=899, activations=3_738_112
+    ),
+    "resnet50()": Configuration(
+        (3, 224, 224), parameters=25_557_032, macs=4_089_184_256, layers=50, sees=427, activations=11_113_984
+    ),
+    "resnet101()": Configuration(
+        (3, 224, 224), parameters=44_549_160, macs=7_801_405_440, layers=101, sees=971, activations=16_231_936
+    ),
+    "resnet152()": Configuration(
+        (3, 224, 224), parameters=60_192_808, macs=11_513_626_624, layers=152, sees=1451, activations=22_554_112
+    ),
+    "cifar_resnet(20)": Configuration((3, 32, 32), parameters=269_722, macs=40_551_040, layers=20, sees=81, activations=188_416),
+    "cifar_resnet(32)": Configuration((3, 32, 32), parameters=464_154, macs=68_862_592, layers=32, sees=137, activations=303_104),
+    "cifar_resnet(44)": Configuration((3, 32, 32), parameters=658_586, macs=97_174_144, layers=44, sees=193, activations=417_792),
+    "cifar_resnet(56)": Configuration(
+        (3, 32, 32), parameters=853_018, macs=125_485_696, layers=56, sees=249, activations=532_480
+    ),
+    "cifar_resnet(110)": Configuration(
+        (3, 32, 32), parameters=1_727_962, macs=252_887_680, layers=110, sees=501, activations=1_048_576
+    ),
 }
 
 

@@ -123,6 +123,7 @@ def vgg(
 
 
 vgg11, vgg13, vgg16, vgg19 = (partial(vgg, config) for config in "ABDE")
+vgg11_bn, vgg13_bn, vgg16_bn, vgg19_bn = (partial(vgg, config, batch_norm=True) for config in "ABDE")
 
 
 @torch.no_grad()
@@ -148,12 +149,24 @@ def dense_predict(model: VGG, images: Tensor, scales: Sequence[int] = (256, 384,
 
 #: The standard networks, and what they are known to measure.
 CONFIGURATIONS = {
-    "vgg('A')": Configuration((3, 224, 224), parameters=132_863_336, macs=7_609_090_048, layers=11, sees=150),
-    "vgg('B')": Configuration((3, 224, 224), parameters=133_047_848, macs=11_308_466_176, layers=13, sees=156),
-    "vgg('C')": Configuration((3, 224, 224), parameters=133_638_952, macs=11_770_888_192, layers=16, sees=156),
-    "vgg('D')": Configuration((3, 224, 224), parameters=138_357_544, macs=15_470_264_320, layers=16, sees=212),
-    "vgg('E')": Configuration((3, 224, 224), parameters=143_667_240, macs=19_632_062_464, layers=19, sees=268),
-    "vgg('D', batch_norm=True)": Configuration((3, 224, 224), parameters=138_365_992, macs=15_470_264_320, layers=16, sees=212),
+    "vgg('A')": Configuration(
+        (3, 224, 224), parameters=132_863_336, macs=7_609_090_048, layers=11, sees=150, activations=7_426_048
+    ),
+    "vgg('B')": Configuration(
+        (3, 224, 224), parameters=133_047_848, macs=11_308_466_176, layers=13, sees=156, activations=12_242_944
+    ),
+    "vgg('C')": Configuration(
+        (3, 224, 224), parameters=133_638_952, macs=11_770_888_192, layers=16, sees=156, activations=13_547_520
+    ),
+    "vgg('D')": Configuration(
+        (3, 224, 224), parameters=138_357_544, macs=15_470_264_320, layers=16, sees=212, activations=13_547_520
+    ),
+    "vgg('E')": Configuration(
+        (3, 224, 224), parameters=143_667_240, macs=19_632_062_464, layers=19, sees=268, activations=14_852_096
+    ),
+    "vgg('D', batch_norm=True)": Configuration(
+        (3, 224, 224), parameters=138_365_992, macs=15_470_264_320, layers=16, sees=212, activations=13_547_520
+    ),
 }
 
 

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from assay.paper import Curve, Higher, Reported, claim
+from assay.paper import Configuration, Curve, Higher, Reported, claim
+from assay.papers.architectures.resnet import ResNet, resnet
 from assay.recipe import Recipe
 from assay.train.augment import flip_and_crop
 from assay.train.schedules import steps_at
@@ -120,53 +121,46 @@ def wide_resnet(
     return WideResNet(depth, width, num_classes, in_channels, dropout)
 
 
-class WideBottleneck(nn.Module):
-    """The bottleneck block of ResNet-50 with a wider 3x3 convolution in the middle (sec. 3, ImageNet).
+def wide_bottleneck(depth: int = 50, factor: int = 2, num_classes: int = 1000, in_channels: int = 3) -> ResNet:
+    """A residual network for large images whose bottlenecks have ``factor`` times the planes inside (sec. 3, ImageNet).
 
-    Shape: (B, in_planes, H, W) -> (B, out_planes, H / stride, W / stride).
+    :func:`assay.papers.architectures.resnet.load_pretrained` fills it with torchvision's or timm's weights.
+
+    Args:
+        depth: 50, 101 or 152.
+        factor: of the planes of every 3x3 convolution; 2 in the paper.
+        num_classes: number of logits.
+        in_channels: channels of the input.
+
+    Raises:
+        ValueError: there is no such depth.
     """
-
-    def __init__(self, in_planes: int, inner: int, out_planes: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_planes, inner, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inner)
-        self.conv2 = nn.Conv2d(inner, inner, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(inner)
-        self.conv3 = nn.Conv2d(inner, out_planes, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_planes)
-        same = stride == 1 and in_planes == out_planes
-        projection = (nn.Conv2d(in_planes, out_planes, 1, stride, bias=False), nn.BatchNorm2d(out_planes))
-        self.shortcut = nn.Identity() if same else nn.Sequential(*projection)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
-        return F.relu(self.bn3(self.conv3(out)) + self.shortcut(x))
+    if depth not in (50, 101, 152):
+        raise ValueError(f"depth must be 50, 101 or 152, not {depth}")
+    return resnet(depth, num_classes, in_channels, widen=factor)
 
 
-def wide_bottleneck(depth: int = 50, factor: int = 2, num_classes: int = 1000, in_channels: int = 3) -> nn.Sequential:
-    """ResNet-50 or ResNet-101 for large images with the inner planes of every bottleneck widened by ``factor``."""
-    counts = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-    if depth not in counts:
-        raise ValueError(f"depth must be 50 or 101, not {depth}")
-    stem = nn.Sequential(
-        nn.Conv2d(in_channels, 64, 7, 2, padding=3, bias=False),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2, padding=1),
-    )
-    stages: list[nn.Module] = []
-    planes = 64
-    for stage, count in enumerate(counts[depth]):
-        inner, wide = 64 * factor * 2**stage, 256 * 2**stage
-        for block in range(count):
-            stages.append(WideBottleneck(planes, inner, wide, stride=2 if stage and not block else 1))
-            planes = wide
-    net = nn.Sequential(stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(planes, num_classes))
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    return net
+wide_resnet16_8, wide_resnet28_10, wide_resnet40_4 = (partial(wide_resnet, *shape) for shape in ((16, 8), (28, 10), (40, 4)))
+wide_resnet50_2, wide_resnet101_2 = (partial(wide_bottleneck, depth) for depth in (50, 101))
+
+#: The standard networks, and what they are known to measure.
+CONFIGURATIONS = {
+    "wide_resnet16_8()": Configuration(
+        (3, 32, 32), parameters=10_961_370, macs=1_548_145_664, layers=14, sees=53, activations=1_163_264
+    ),
+    "wide_resnet28_10()": Configuration(
+        (3, 32, 32), parameters=36_479_194, macs=5_243_328_768, layers=26, sees=109, activations=2_596_864
+    ),
+    "wide_resnet40_4()": Configuration(
+        (3, 32, 32), parameters=8_949_210, macs=1_298_582_016, layers=38, sees=165, activations=1_507_328
+    ),
+    "wide_resnet50_2()": Configuration(
+        (3, 224, 224), parameters=68_883_240, macs=11_398_021_120, layers=50, sees=427, activations=14_400_512
+    ),
+    "wide_resnet101_2()": Configuration(
+        (3, 224, 224), parameters=126_886_696, macs=22_753_050_624, layers=101, sees=971, activations=21_224_448
+    ),
+}
 
 
 # What is compared. The thin networks (k = 1) were chosen before anything was trained: by the time of a step on one core, and

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from assay.errors import AssayError
-from assay.paper import Below, Cost, Curve, Higher, Lower, Reported, claim
+from assay.paper import Below, Configuration, Cost, Curve, Higher, Lower, Reported, claim
 from assay.papers.architectures.lecun1989.replicas import draws, train_replicas
 from assay.recipe import Recipe, treatment
 from assay.train.schedules import linear
@@ -102,6 +102,10 @@ class LeCun1989(nn.Module):
         x = squash(self.h3(self.dropout(x.flatten(1))))  # (N, 30)
         x = self.output(x)
         return torch.tanh(x) if self.head == "tanh" else x
+
+
+#: The network by its numbers (its multiply-adds are the connections but for those of the biases).
+CONFIGURATIONS = {"LeCun1989()": Configuration((1, 16, 16), parameters=9760, macs=63_660, layers=4, activations=960)}
 
 
 @dataclass(frozen=True)
