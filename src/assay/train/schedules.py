@@ -47,3 +47,8 @@ def one_cycle(optimizer: Optimizer, steps: int, warmup: float = 0.3) -> LRSchedu
     moves = any("betas" in group or group.get("momentum") for group in optimizer.param_groups)
     # One step more than there are: the scheduler is stepped after the last one too.
     return OneCycleLR(optimizer, rates, total_steps=steps + 1, pct_start=warmup, cycle_momentum=moves)
+
+
+def exponential(optimizer: Optimizer, steps: int, final: float = 0.03) -> LRScheduler:
+    """Multiply the rate by the same factor after every step, so that it ends at the fraction ``final`` of what it was."""
+    return LambdaLR(optimizer, lambda step: final ** (step / steps))
