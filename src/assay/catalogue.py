@@ -240,13 +240,13 @@ def named(want: str) -> list[Paper]:
 
 
 def select(wanted: list[str], everything: bool = False) -> list[tuple[Paper, Claim]]:
-    """Claims named as ``KEY`` (all of a paper, or of a topic) or ``KEY:CLAIM``.
+    """Claims named as ``KEY`` (all of a paper, or of a topic) or ``KEY:CLAIM``; those of all papers where nothing is named.
 
     Raises:
         AssayError: a name is not known; the message names the nearest.
     """
     chosen: dict[tuple[str, str], tuple[Paper, Claim]] = {}
-    for want in list(papers()) if everything else wanted:
+    for want in list(papers()) if everything and not wanted else wanted:
         key, _, name = want.partition(":")
         for paper in [find(key)] if name else named(key):
             there = claims(paper)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from assay.own.commands import export_model, label, predict, relabel, suspects, 
 from assay.own.looking import probe_model, suggest_methods
 
 if TYPE_CHECKING:
+    from assay.lab.comparing import Table as Comparison
     from assay.lab.results import Result
 
 app = typer.Typer(
@@ -117,7 +119,10 @@ def cite(keys: Annotated[list[str], typer.Argument(help="Keys of papers.")]) -> 
 @app.command()
 def run(
     what: Annotated[list[str] | None, typer.Argument(help="`KEY`, `KEY:CLAIM` or a topic; several are allowed.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Every claim of every paper.")] = False,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Every claim of every paper; with a topic, its claims and the comparison of its methods."),
+    ] = False,
     seeds: Annotated[int, typer.Option(help="How many seeds: 0 to N-1. Those that are done are not run again.")] = 5,
     scale: Scale = "laptop",
     workers: Annotated[int, typer.Option(help="Worker processes, one thread each; 0 means one a core.")] = 0,
@@ -137,14 +142,20 @@ def run(
 
     A killed run loses nothing that was finished: the same command goes on from there.
     """
-    from assay.lab import running
+    from assay.lab import comparing, running
 
+    named = what or []
     try:
-        results, counts = running.run(what or [], everything, seeds, scale, workers, device, time_limit, as_json, on, gpu_share)
+        results, counts = running.run(named, everything, seeds, scale, workers, device, time_limit, as_json, on, gpu_share)
+        tables = [
+            _compared(name, seeds, scale, device, workers)
+            for name in named
+            if everything and on == "here" and name in comparing.names()
+        ]
     except KeyboardInterrupt:
         print("assay: stopped; what was finished is kept, the same command goes on from there.", file=sys.stderr)
         raise typer.Exit(130) from None
-    _present(results, as_json)
+    _present(results, as_json, tables)
     if counts.get("crashed") or counts.get("timeout"):
         raise typer.Exit(1)
     if counts.get("refused"):
@@ -209,14 +220,20 @@ def compare(
     else:
         if record and row:
             raise AssayError("A table is recorded whole: leave --row out, or --record.")
-        with comparing.shown() as tell:
-            table = comparing.run(name, seeds, scale, device, workers or os.cpu_count() or 1, row or (), tell)
+        table = _compared(name, seeds, scale, device, workers, row or ())
     if as_json:
         _print_json(table.plain())
     else:
         print_comparison(table)
     if record and not recorded:
         print(f"recorded {comparing.record(table)}", file=sys.stderr)
+
+
+def _compared(name: str, seeds: int, scale: str, device: str, workers: int, rows: Sequence[str] = ()) -> Comparison:
+    from assay.lab import comparing
+
+    with comparing.shown() as tell:
+        return comparing.run(name, seeds, scale, device, workers or os.cpu_count() or 1, rows, tell)
 
 
 @app.command()
@@ -449,14 +466,17 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(2)
 
 
-def _present(results: list[Result], as_json: bool) -> None:
+def _present(results: list[Result], as_json: bool, tables: Sequence[Comparison] = ()) -> None:
     from assay import show
     from assay.lab.results import as_dict
 
     if as_json:
-        _print_json([{"paper": found.paper.key, "claim": found.claim.name, **as_dict(found)} for found in results])
+        claims = [{"paper": found.paper.key, "claim": found.claim.name, **as_dict(found)} for found in results]
+        _print_json([*claims, *({"comparison": table.name, **table.plain()} for table in tables)])
     else:
         show.print_results(results)
+        for table in tables:
+            show.print_comparison(table)
 
 
 def _print_json(value: Any) -> None:

@@ -31,6 +31,11 @@ def size(number: float, unit: str = "") -> str:
     return f"{number:.0f} {unit}".rstrip()
 
 
+def trait(name: str, value: float) -> str:
+    """A number that is known of a method, as people write it: years as they are, sizes in thousands and millions."""
+    return str(int(value)) if name == "year" else size(value)
+
+
 def duration(seconds: float) -> str:
     """A time in the unit that suits it."""
     if seconds < 1e-3:

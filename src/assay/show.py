@@ -16,7 +16,7 @@ from rich.table import Table
 
 from assay import catalogue
 from assay.lab import comparing, evidence
-from assay.numbers import size
+from assay.numbers import size, trait
 
 if TYPE_CHECKING:
     from assay.lab.cache import Entry
@@ -319,21 +319,56 @@ def print_comparisons(found: Mapping[str, str]) -> None:
 
 
 def print_comparison(found: Comparison) -> None:
-    """A row a task, a column a method; the best of a row, and what cannot be told from it, are bold."""
-    table = _table("", *found.arms, right=found.arms)
+    """A row a task, a column a method, or turned round where methods are many; the best of a task, and ties, are bold."""
+    lines = _by_arm(found) if len(found.arms) > 2 * len(found.values) else _by_row(found)
+    table = _table("", *lines[0][1:], right=lines[0][1:])
     table.title, table.columns[0].no_wrap = found.title, True
-    for row in found.values:
-        best = found.best(row)
-        cells = [f"{found.mean(row, arm):.3f}" if arm in found.values[row] else "" for arm in found.arms]
-        table.add_row(row, *(f"[bold]{cell}[/]" if arm in best else cell for arm, cell in zip(found.arms, cells, strict=True)))
-    table.add_section()
-    table.add_row("[dim]best, or a tie[/]", *map(found.wins, found.arms))
-    table.add_row("[dim]mean gain[/]", *(f"{statistics.fmean(found.gains(arm)):+.2f}" for arm in found.arms))
-    table.add_row("[dim]smallest gain[/]", *(f"{min(found.gains(arm)):+.2f}" for arm in found.arms))
-    table.add_row("[dim]time[/]", *(f"{found.times(arm):.2f}x" for arm in found.arms))
+    for line in lines[1:]:
+        if line:
+            table.add_row(*line)
+        else:
+            table.add_section()
     console().print(table)
     stale = f" [{COLOURS['stale']}]stale[/]: the code has changed since." if comparing.is_stale(found) else ""
     console().print(f"{found.unit}, mean of {found.seeds} seeds, {found.facts['scale']} scale.{stale}", highlight=False)
+
+
+def _cell(found: Comparison, row: str, arm: str) -> str:
+    if arm not in found.values[row]:
+        return ""
+    mean = f"{found.mean(row, arm):.3f}"
+    return f"[bold]{mean}[/]" if arm in found.best(row) else mean
+
+
+def _by_row(found: Comparison) -> list[list[str]]:
+    """A line a task, and what follows from all of them; an empty list where a rule is drawn."""
+    arms = found.arms
+    return [
+        ["", *arms],
+        *([row, *(_cell(found, row, arm) for arm in arms)] for row in found.values),
+        [],
+        ["[dim]best, or a tie[/]", *map(found.wins, arms)],
+        ["[dim]mean gain[/]", *(f"{statistics.fmean(found.gains(arm)):+.2f}" for arm in arms)],
+        ["[dim]smallest gain[/]", *(f"{min(found.gains(arm)):+.2f}" for arm in arms)],
+        ["[dim]time[/]", *(f"{found.times(arm):.2f}x" for arm in arms)],
+    ]
+
+
+def _by_arm(found: Comparison) -> list[list[str]]:
+    """A line a method, with what is known of it without training."""
+    names = list(dict.fromkeys(name for traits in found.traits.values() for name in traits))
+    return [
+        ["", *names, *found.values, "time"],
+        *(
+            [
+                arm,
+                *(trait(name, found.traits[arm][name]) for name in names),
+                *(_cell(found, row, arm) for row in found.values),
+                f"{found.times(arm):.2f}x",
+            ]
+            for arm in found.arms
+        ),
+    ]
 
 
 _COST_COLUMNS = ("paper", "claims", "asked", "once", "PFLOP", "GPU h", "bf16 h", "core h", "how")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from assay import show
 from assay.cli import app
 from assay.comparisons import label_noise
 from assay.data import load
 from assay.errors import AssayError
-from assay.lab import Lab, comparing
+from assay.lab import Lab, comparing, running
 from assay.lab.comparing import Table
 
 VALUES = {
@@ -69,8 +72,41 @@ def test_a_recorded_table_is_read_back(tmp_path: Path, monkeypatch: pytest.Monke
         comparing.recorded("label_noise")
 
 
+def test_what_is_known_of_methods_is_kept_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ASSAY_EVIDENCE", str(tmp_path))
+    known = replace(table(), traits={arm: {"year": 1989.0 + n, "parameters": 9760.0} for n, arm in enumerate(VALUES["easy"])})
+    comparing.record(known)
+    assert comparing.recorded("label_noise") == known
+    for values in known.values.values():
+        values["another"] = values["plain"]  # more than twice as many methods as tasks: a line each
+    known.traits["another"] = {"year": 2021.0, "parameters": 1.5e6}
+    known.seconds = {row: seconds | {"another": 1.0} for row, seconds in known.seconds.items()}
+    show.print_comparison(known)
+    shown = next(line for line in capsys.readouterr().out.splitlines() if "another" in line)
+    assert shown.split() == ["another", "2021", "1.5", "M", "0.820", "0.510", "0.75x"]
+
+
+def test_all_of_a_topic_includes_the_comparison_of_its_methods(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def run(name: str, *others: object) -> Table:
+        asked.append((name, *others[:2]))
+        return table()
+
+    monkeypatch.setattr(comparing, "run", run)
+    monkeypatch.setattr(running, "run", lambda *what: ([], Counter()))
+    monkeypatch.setattr(comparing, "is_stale", lambda found: False)
+    found = CliRunner().invoke(app, ["run", "architectures", "--all", "--seeds", "2", "--scale", "smoke", "--json"])
+    assert asked == [("architectures", 2, "smoke")]
+    assert json.loads(found.stdout)[-1]["comparison"] == "label_noise"
+    assert CliRunner().invoke(app, ["run", "architectures", "--scale", "smoke"]).exit_code == 0
+    assert len(asked) == 1
+
+
 def test_a_name_or_row_that_is_not_there_is_named() -> None:
-    with pytest.raises(AssayError, match="there are label_noise"):
+    with pytest.raises(AssayError, match=r"there are .*label_noise"):
         comparing.recorded("label_noises")
     with pytest.raises(AssayError, match="MNIST sym 20%"):
         comparing.run("label_noise", rows=("no such",))

@@ -16,6 +16,7 @@ from assay import catalogue, digest
 from assay.errors import AssayError
 from assay.files import write_atomically
 from assay.lab import comparing, evidence
+from assay.numbers import trait
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -115,6 +116,8 @@ class Atlas:
             "price_figure": pages.price_figure,
             "comparisons": self._comparisons,
             "comparison_figure": pages.comparison_figure,
+            "trait_figures": pages.trait_figures,
+            "trait": trait,
             "is_stale": comparing.is_stale,
             "blocks": pages.blocks,
             "filled": pages.filled,

@@ -133,6 +133,20 @@ def comparison(gains: Mapping[str, Mapping[str, float]], best: Mapping[str, Sequ
     return _draw(_gains, caption, WHOLE, gains=gains, best=best)
 
 
+def against(points: Sequence[Mapping[str, Any]], name: str, unit: str, rows: Sequence[str]) -> Figure:
+    """What methods reach, against a number that is known of each.
+
+    Args:
+        points: ``x``, ``y``, ``low``, ``high`` (over seeds), ``label`` (the method) and ``row``.
+        name: of the number: years stand on an even scale, all else on a logarithmic one where it spreads.
+        unit: of what they reach.
+        rows: the tasks; the last is filled.
+    """
+    marks = [f"Hollow: {row}." for row in rows[:-1]] + [f"Filled: {rows[-1]}."] if len(rows) > 1 else []
+    caption = " ".join([*marks, "Lines reach from the lowest seed to the highest."])
+    return _draw(_against, caption, WHOLE, points=points, name=name, unit=unit, rows=rows)
+
+
 def _has_points(line: Mapping[str, Any]) -> bool:
     return any(y is not None for y in line.get("mean", ())) or any(
         y is not None for seed in line.get("seeds", {}).values() for y in seed["y"]
@@ -523,6 +537,42 @@ def _prices(width: int, points: Sequence[Mapping[str, Any]]) -> Any:
     layers.append(_text("effect, in per cent of the control", -left, -20))
     layers.append(_text("time of the method / time of the control", plot, height + 38, align="right"))
     return _finish(layers, width, height, left, right, top, bottom)
+
+
+def _against(width: int, points: Sequence[Mapping[str, Any]], name: str, unit: str, rows: Sequence[str]) -> Any:
+    alt = _alt()
+    wide = width != NARROW
+    left, right, top, bottom, height = 52, 24 if wide else 8, 36, 48, 400 if wide else 320
+    plot = width - left - right
+    across = [p["x"] for p in points]
+    log = name != "year" and min(across) > 0 and max(across) > 5 * min(across)
+    x_range, y_range = _range(across, log, 0.06), _range([p[end] for p in points for end in ("low", "high")], False, 0.08)
+    ticks = {"tickCount": 8, "format": "d"} if name == "year" else _ticks(x_range, log, 6 if wide else 4)
+    x = alt.X(
+        "x:Q", scale=alt.Scale(type="log" if log else "linear", domain=x_range, nice=False), axis=alt.Axis(grid=False, **ticks)
+    )
+    y = alt.Y("y:Q", scale=alt.Scale(domain=y_range, nice=False, zero=False), axis=alt.Axis(tickCount=5))
+    layers = []
+    for row in rows:
+        mine = alt.Chart(alt.Data(values=[p for p in points if p["row"] == row]))
+        colour = ACCENT if row == rows[-1] else CONTROL
+        spread = alt.Y("low:Q", scale=alt.Scale(domain=y_range, nice=False, zero=False))
+        layers.append(mine.mark_rule(color=colour, strokeWidth=1.2).encode(x=x, y=spread, y2=alt.Y2("high:Q")))
+        dots = mine.mark_point(
+            color=colour, fill=colour if row == rows[-1] else PAGE, size=70 if wide else 50, strokeWidth=1.8, opacity=1
+        )
+        layers.append(dots.encode(x=x, y=y))
+    places = [(plot * _share(p["x"], x_range, log), height * (1 - _share(p["y"], y_range, False)), p["label"]) for p in points]
+    for label, begin, down in _once(_free_labels(places, plot + right)):
+        layers.append(_text(label, begin, down, INK, fontSize=12 if wide else 11, stroke=PAGE, strokeWidth=3))
+        layers.append(_text(label, begin, down, INK, fontSize=12 if wide else 11))
+    layers += [_text(unit, -left, -20), _text(name, plot, height + 38, align="right")]
+    return _finish(layers, width, height, left, right, top, bottom)
+
+
+def _once(labels: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
+    """The first label of every name: the tasks of one method lie above each other."""
+    return list({label: (label, begin, down) for label, begin, down in reversed(labels)}.values())
 
 
 def _is_bent(gains: Sequence[float]) -> bool:

@@ -451,13 +451,36 @@ def price_figure(found: Sequence[Priced]) -> Figure:
 
 
 def comparison_figure(table: Table) -> Figure:
-    """Gains over the control, task by task."""
+    """Gains over the control, task by task; of methods of which more is known, what they reach against the first of it."""
+    if table.traits:
+        return trait_figures(table)[0]
     arms = [arm for arm in table.arms if arm != table.control]
     gains = {
         row: {arm: table.mean(row, arm) - table.mean(row, table.control) for arm in arms if arm in there}
         for row, there in table.values.items()
     }
     return figures.comparison(gains, {row: table.best(row) for row in table.values}, table.control)
+
+
+def trait_figures(table: Table) -> list[Figure]:
+    """What methods reach, against each number that is known of them, and against the time that they took."""
+    names = list(dict.fromkeys(name for traits in table.traits.values() for name in traits))
+    found = []
+    for name in (*names, "seconds of a training, one core") if names else ():
+        points = [
+            {
+                "x": table.traits[arm].get(name, table.seconds[row][arm]),
+                "y": table.mean(row, arm),
+                "low": min(by_seed.values()),
+                "high": max(by_seed.values()),
+                "label": arm,
+                "row": row,
+            }
+            for row, arms in table.values.items()
+            for arm, by_seed in arms.items()
+        ]
+        found.append(figures.against(points, name, table.unit, list(table.values)))
+    return found
 
 
 def _time(prices: Mapping[str, Mapping[str, float]], arm: str, control: str | None) -> str:

@@ -46,6 +46,8 @@ class Comparison:
         unit: what the numbers are; higher is better.
         measure: ``(lab, row, arm) -> Score``, for the lab's seed.
         fits: ``(row, arm)``: whether the method can be had for the task; the others have no number there.
+        traits: ``arm -> {name: number}``, what is known of a method without training, e.g. its year and its parameters; every
+            method has the same. Values are drawn against them.
     """
 
     title: str
@@ -55,6 +57,7 @@ class Comparison:
     unit: str
     measure: Callable[[Lab, str, str], Score]
     fits: Callable[[str, str], bool] = lambda row, arm: True
+    traits: Callable[[str], Mapping[str, float]] = lambda arm: {}
 
 
 @dataclass
@@ -70,6 +73,7 @@ class Table:
         values: row -> arm -> seed -> number.
         seconds: row -> arm -> median processor time of a training.
         facts: machine, versions, date, commit, code, scale.
+        traits: arm -> name -> number, known without training.
     """
 
     name: str
@@ -80,6 +84,7 @@ class Table:
     values: dict[str, dict[str, dict[int, float]]]
     seconds: dict[str, dict[str, float]]
     facts: dict[str, Any] = field(default_factory=dict)
+    traits: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def arms(self) -> list[str]:
@@ -145,6 +150,7 @@ class Table:
             **self.facts,
             "values": self.values,
             "seconds": self.seconds,
+            **({"traits": self.traits} if self.traits else {}),
         }
 
 
@@ -234,7 +240,8 @@ def run(
         "fingerprint": _fingerprint(name),
     }
     about = _about(_FOLDER / f"{name}.py")
-    return Table(name, comparison.title, about, comparison.control, comparison.unit, values, seconds, facts)
+    traits = {arm: dict(there) for arm in comparison.arms if (there := comparison.traits(arm))}
+    return Table(name, comparison.title, about, comparison.control, comparison.unit, values, seconds, facts, traits)
 
 
 @contextmanager
@@ -305,7 +312,7 @@ def recorded(name: str) -> Table | None:
     except (OSError, ValueError, KeyError) as error:
         raise AssayError(f"{place} cannot be read ({error}): record it again with `assay compare {name} --record`.") from error
     values = {row: {arm: _by_seed(seeds) for arm, seeds in arms.items()} for row, arms in kept.pop("values").items()}
-    return Table(name, values=values, facts=facts, **kept)
+    return Table(name, values=values, traits=facts.pop("traits", {}), facts=facts, **kept)
 
 
 def _by_seed(values: Mapping[str, float]) -> dict[int, float]:
