@@ -67,3 +67,14 @@ def test_receptive_field_is_where_gradients_come_from() -> None:
     second = torch.autograd.grad(net(images)[0, :, 5, 6].sum(), images)[0]
     columns, shifted = (g[0, 0].abs().sum(dim=0).nonzero().flatten() for g in (first, second))
     assert depth(net) == Depth(layers=2, sees=int(columns.max() - columns.min()) + 1, stride=int(shifted.max() - columns.max()))
+
+
+def test_filters_that_are_not_square_reach_as_far_as_gradients() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 1, (1, 7), (1, 2)), nn.Conv2d(1, 1, (5, 1)), nn.Conv2d(1, 1, (1, 3))).double()
+    for parameter in net.parameters():
+        nn.init.ones_(parameter)
+    images = torch.rand(1, 1, 40, 40, dtype=torch.float64, requires_grad=True)
+    slopes = torch.autograd.grad(net(images)[0, 0, 5, 5].sum(), images)[0][0, 0].abs()
+    high, wide = (int((slopes.sum(dim=axis) > 0).sum()) for axis in (1, 0))
+    assert (high, wide) == (5, 11)
+    assert depth(net) == Depth(layers=3, sees=11, stride=2)

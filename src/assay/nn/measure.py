@@ -79,18 +79,26 @@ def depth(model: nn.Module) -> Depth:
     """Layers and receptive field of a network, read from its graph of modules.
 
     Only modules count (``nn.Linear``, ``nn.MaxPool2d``, ``nn.AvgPool2d``, ``nn.Conv2d`` and what works like it: a module whose
-    own ``weight`` has four dimensions); where ways join, the longest counts, and of oblong filters the longer side.
+    own ``weight`` has four dimensions); where ways join, the longest counts. Of a part of the input that is no square the longer
+    side is returned.
 
     Raises:
         torch.fx.proxy.TraceError: the network looks at values to decide what to do.
     """
     graph = fx.GraphModule(model, _Layers().trace(model))
-    found: dict[fx.Node, Depth] = {}
+    found: dict[fx.Node, tuple[Depth, Depth]] = {}  # along the height, along the width
     for node in graph.graph.nodes:
         before = [found[source] for source in node.all_input_nodes]
-        here = Depth(*(max((getattr(one, name) for one in before), default=least) for name, least in _START.items()))
-        found[node] = _after(graph.get_submodule(node.target), here) if node.op == "call_module" else here
-    return here
+        here = (_longest([high for high, _ in before]), _longest([wide for _, wide in before]))
+        if node.op == "call_module":
+            module = graph.get_submodule(node.target)
+            here = (_after(module, here[0], 0), _after(module, here[1], 1))
+        found[node] = here
+    return _longest(here)
+
+
+def _longest(ways: Sequence[Depth]) -> Depth:
+    return Depth(*(max((getattr(one, name) for one in ways), default=least) for name, least in _START.items()))
 
 
 class _Layers(fx.Tracer):
@@ -109,19 +117,19 @@ def _has_filters(module: nn.Module) -> bool:
 _START = {"layers": 0, "sees": 1, "stride": 1}
 
 
-def _after(module: nn.Module, here: Depth) -> Depth:
+def _after(module: nn.Module, here: Depth, axis: int) -> Depth:
     if isinstance(module, nn.Linear):
         return Depth(here.layers + 1, here.sees, here.stride)
     filters = _has_filters(module)
     if filters or isinstance(module, (nn.MaxPool2d, nn.AvgPool2d)):
-        kernel, stride = _side(getattr(module, "kernel_size", 1)), _side(getattr(module, "stride", 1))
-        spread = _side(getattr(module, "dilation", 1)) * (kernel - 1)
+        kernel, stride = _side(getattr(module, "kernel_size", 1), axis), _side(getattr(module, "stride", 1), axis)
+        spread = _side(getattr(module, "dilation", 1), axis) * (kernel - 1)
         return Depth(here.layers + filters, here.sees + spread * here.stride, here.stride * stride)
     return here
 
 
-def _side(size: Any) -> int:
-    return int(max(size)) if isinstance(size, tuple) else int(size)
+def _side(size: Any, axis: int) -> int:
+    return int(size[axis]) if isinstance(size, tuple) else int(size)
 
 
 def nearest_width(make: Callable[[int], nn.Module], target: int, widths: Sequence[int]) -> int:
