@@ -317,7 +317,7 @@ _SCALED_DOWN = (
 @claim(
     "Training on one step from a random start towards the most confusing class withstands gradient ascent of 20 steps, of "
     "cross-entropy and of the margin, on more images than training on fast gradient signs, and is on digits within 10 points of "
-    "training on 7 steps of gradient ascent in less than half the time.",
+    "training for as many epochs on 7 steps of gradient ascent, in less than half the time.",
     expect=(
         *(Higher(f"{_STEP}, {kind}: {attack}", than=f"{_FGSM}, {kind}: {attack}") for kind in _EPS for attack in (CE, MARGIN)),
         Higher(f"{_STEP}, digits: {MARGIN}", than=f"{_PGD}, digits: {MARGIN}", by=-0.10),
