@@ -18,7 +18,7 @@ from assay.nn.measure import macs, parameters
 from assay.papers.architectures.resnet import cifar_resnet
 from assay.papers.architectures.wide_resnet import wide_resnet
 from assay.papers.compress import addernet as paper
-from assay.papers.compress.addernet import AdderConv2d, Operations, adder2d, adder_resnet, operations, small, to_adder
+from assay.papers.compress.addernet import AdderConv2d, Operations, adder2d, adder_resnet, layer, operations, small, to_adder
 from assay.recipe import Recipe
 from assay.train.loop import fit
 
@@ -54,8 +54,8 @@ def written_out(images: Tensor, filters: Tensor, stride: tuple[int, int], paddin
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """With everything in one tile, and with tiles and parts that have an end too short."""
     if request.param == "tiny tiles":
-        monkeypatch.setattr(paper, "_TILE", 100)
-        monkeypatch.setattr(paper, "_PATCHES", 500)
+        monkeypatch.setattr(layer, "_TILE", 100)
+        monkeypatch.setattr(layer, "_PATCHES", 500)
 
 
 @pytest.mark.usefixtures("tiles")
@@ -147,9 +147,9 @@ def test_gradients_through_a_network_are_those_of_one_with_all_differences_at_on
         return list(torch.autograd.grad(F.cross_entropy(model(images), labels), list(model.parameters())))
 
     ours = gradients()
-    for layer in model.modules():
-        if isinstance(layer, AdderConv2d):
-            layer.forward = partial(_all_at_once, layer)  # type: ignore[method-assign]
+    for module in model.modules():
+        if isinstance(module, AdderConv2d):
+            module.forward = partial(_all_at_once, module)  # type: ignore[method-assign]
     for one, other in zip(ours, gradients(), strict=True):
         torch.testing.assert_close(one, other)
 

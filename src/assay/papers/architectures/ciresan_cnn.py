@@ -214,7 +214,7 @@ def small(num_classes: int = 10, in_channels: int = 1) -> CiresanCNN:
 
 #: The standard network, and what it is known to measure.
 CONFIGURATIONS = {
-    "mnist_net()": Configuration((1, 29, 29), parameters=76_040, macs=1_891_820, layers=4, sees=17),
+    "mnist_net()": Configuration((1, 29, 29), parameters=76_040, macs=1_891_820, layers=4, sees=17, activations=16_760),
 }
 
 
