@@ -223,12 +223,12 @@ def _with_contrast(line: str, in_shape: tuple[int, int, int]) -> nn.Sequential:
     return nn.Sequential(ContrastMaps(channels), CiresanCNN(line, (3 * channels, height, width)))
 
 
-def paper_training(recipe: Recipe, rate: float = 0.02) -> Recipe:
+def paper_training(recipe: Recipe, rate: float = 0.04) -> Recipe:
     """The paper's training for batches: plain images bent and shifted anew, the rate falling by a constant factor to 3 %.
 
     Args:
         recipe: of images; what it does to them already is done first.
-        rate: of gradient descent with momentum 0.9. The paper has no momentum, one image a step, and 1e-3.
+        rate: of gradient descent with momentum 0.9; suits batches of 32. The paper has no momentum, one image a step, and 1e-3.
     """
     steady = partial(torch.optim.SGD, lr=rate, momentum=0.9)
     return deformed(recipe).replace(optimizer=steady, schedule=exponential)
@@ -287,6 +287,17 @@ _LINES = {
 }
 _FULL = {"two stages": "20C4-MP2-40C5-MP3-150N-10N", "one stage": "20C4-MP2-150N-10N", "perceptron": "150N-150N-10N"}
 
+#: Rates on a laptop: of 0.016, 0.04, 0.1 and 0.25 those with the lowest error on held-out training digits, each arm for itself,
+#: with a seed that is not among those of the evidence.
+_RATES = {
+    "two stages": 0.04,
+    "one stage": 0.04,
+    "perceptron": 0.04,
+    "as they are": 0.016,
+    "random filters": 0.25,
+    "random filters, unit gain": 0.04,
+}
+
 
 def _framed(images: Tensor) -> Tensor:
     """Digits of 28x28 in the corner of 29x29, as the network takes them."""
@@ -302,12 +313,14 @@ def _digits(lab: Lab) -> Dataset:
     return map_inputs(data, _framed, "pad(29)").normalise()
 
 
-def _recipe(lab: Lab, arm: str = "two stages", bend: bool = True) -> Recipe:
-    """Momentum and batches of 32 on a laptop; at full scale one image a step, as in the paper."""
+def _recipe(lab: Lab, line: str = "two stages", bend: bool = True, rate_of: str | None = None) -> Recipe:
+    """Momentum and batches of 32 on a laptop; at full scale one image a step, as in the paper. ``rate_of`` names the arm."""
+    full = lab.scale == "full"
+    rate = _RATES[rate_of or line]
     plain = Recipe(
         _digits(lab),
-        model=partial(CiresanCNN, (_FULL if lab.scale == "full" else _LINES)[arm], (1, 29, 29)),
-        optimizer=partial(torch.optim.SGD, lr=1e-3) if lab.scale == "full" else partial(torch.optim.SGD, lr=0.04, momentum=0.9),
+        model=partial(CiresanCNN, (_FULL if full else _LINES)[line], (1, 29, 29)),
+        optimizer=partial(torch.optim.SGD, lr=1e-3) if full else partial(torch.optim.SGD, lr=rate, momentum=0.9),
         schedule=exponential,
         epochs=lab.pick(smoke=3, laptop=17, full=500),
         batch_size=lab.pick(smoke=16, laptop=32, full=1),
@@ -343,7 +356,8 @@ def _errors(trained: Trained) -> Curve:
 
 _SCALED_DOWN = (
     "2,000 MNIST digits instead of 60,000, 17 epochs instead of some 500, networks of 8 and 16 maps with 60 neurons instead of "
-    "20 and 40 with 150, batches of 32 with momentum 0.9 instead of one image a step without."
+    "20 and 40 with 150, batches of 32 with momentum 0.9 instead of one image a step without; each arm with the "
+    "best of four rates, chosen on held-out digits."
 )
 
 
@@ -395,7 +409,10 @@ def learning_is_rapid(lab: Lab) -> Measured:
     needs=("mnist",),
 )
 def deformations_matter(lab: Lab) -> Measured:
-    return {arm: _errors(lab.train(_recipe(lab, bend=bend))) for arm, bend in (("deformed", True), ("as they are", False))}
+    return {
+        "deformed": _errors(lab.train(_recipe(lab))),
+        "as they are": _errors(lab.train(_recipe(lab, bend=False, rate_of="as they are"))),
+    }
 
 
 @claim(
@@ -410,9 +427,8 @@ def deformations_matter(lab: Lab) -> Measured:
     needs=("mnist",),
 )
 def learnt_filters_beat_random_ones(lab: Lab) -> Measured:
-    plain = _recipe(lab)
-    gains = {"random filters": None, "random filters, unit gain": 1.0}
-    arms = {
-        arm: _errors(lab.train(plain.replace(model=partial(random_filters, plain.model, gain)))) for arm, gain in gains.items()
-    }
-    return {"learnt filters": _errors(lab.train(plain)), **arms}
+    arms = {"learnt filters": _errors(lab.train(_recipe(lab)))}
+    for arm, gain in (("random filters", None), ("random filters, unit gain", 1.0)):
+        plain = _recipe(lab, rate_of=arm)
+        arms[arm] = _errors(lab.train(plain.replace(model=partial(random_filters, plain.model, gain))))
+    return arms
