@@ -162,6 +162,7 @@ def multi_column(recipe: Recipe, columns: int = 5, ways: Literal["photos", "digi
     """A committee of networks like the recipe's, each on pictures that are preprocessed in its own way, each trained as if alone.
 
     It costs as many times as much as there are columns. All see the same batches, as the recipe augments them.
+    Only where the recipe clips gradients by their norm do columns touch: it is the norm of all.
 
     Args:
         recipe: of a classifier of images.
@@ -273,8 +274,8 @@ def _by_init(lab: Lab) -> _Columns:
 
 _SCALED_DOWN = (
     "1,500 MNIST digits instead of 60,000, 7 columns (each width once) instead of 35, 8 epochs instead of some 500, networks of "
-    "8 and 16 maps with 60 neurons instead of 20 and 40 with 150, batches of 32 with momentum 0.9 instead of one image a step; the "
-    "best of four rates, chosen on held-out digits."
+    "8 and 16 maps with 60 neurons instead of 20 and 40 with 150, batches of 32 with momentum 0.9 instead of one image a step; "
+    "the best of four rates, chosen on held-out digits."
 )
 
 
