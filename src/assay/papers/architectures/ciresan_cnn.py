@@ -299,18 +299,19 @@ _RATES = {
 }
 
 
-def _framed(images: Tensor) -> Tensor:
-    """Digits of 28x28 in the corner of 29x29, as the network takes them."""
-    return F.pad(images, (0, 1, 0, 1))
+def framed(images: Tensor, canvas: int = 29) -> Tensor:
+    """Pictures (N, C, H, W) in the upper left corner of a black square: MNIST's 28x28 as the network takes them."""
+    height, width = images.shape[2:]
+    return F.pad(images, (0, canvas - width, 0, canvas - height))
 
 
 def _digits(lab: Lab) -> Dataset:
-    data = lab.data(lab.pick(smoke="mnist5k", laptop="mnist", full="mnist"))
+    data = lab.data(lab.pick(smoke="digits", laptop="mnist", full="mnist"))
     if lab.scale != "full":
         data = data.subset(
             train=lab.pick(smoke=200, laptop=2000, full=0), test=lab.pick(smoke=100, laptop=3000, full=0), seed=lab.seed
         )
-    return map_inputs(data, _framed, "pad(29)").normalise()
+    return map_inputs(data, framed, "pad(29)").normalise()
 
 
 def _recipe(lab: Lab, line: str = "two stages", bend: bool = True, rate_of: str | None = None) -> Recipe:

@@ -29,7 +29,7 @@ from assay.committee import average, disagreement, error_by_size
 from assay.data.mapped import map_inputs
 from assay.errors import AssayError
 from assay.paper import Configuration, Cost, Curve, Higher, Lower, Reported, Score, claim
-from assay.papers.architectures.ciresan_cnn import CiresanCNN, deformed, line_for
+from assay.papers.architectures.ciresan_cnn import CiresanCNN, deformed, framed, line_for
 from assay.papers.architectures.mcdnn.preprocess import Adjust, Contrast, Equalize, LocalEqualize, WidthNormalize
 from assay.recipe import Recipe, per_example, treatment, with_loss
 from assay.train.schedules import exponential
@@ -209,13 +209,9 @@ WIDTHS = (0, 10, 12, 14, 16, 18, 20)  # 0: as it is
 _RATE, _RATE_FOR_LONGER = 0.1, 0.04
 
 
-def _framed(images: Tensor) -> Tensor:
-    return F.pad(images, (0, 1, 0, 1))
-
-
 def _column(lab: Lab, data: Dataset, width: int, init: int, times: int = 1) -> Trained:
     """A column for one width, trained alone: momentum and batches of 32 on a laptop, as the paper has it at full scale."""
-    change = WidthNormalize(width) if width else _framed
+    change = WidthNormalize(width) if width else framed
     full, rate = lab.scale == "full", _RATE if times == 1 else _RATE_FOR_LONGER
     recipe = Recipe(
         map_inputs(data, change, f"width {width} on 29x29" if width else "pad(29)").normalise(),
@@ -230,7 +226,7 @@ def _column(lab: Lab, data: Dataset, width: int, init: int, times: int = 1) -> T
 
 
 def _digits(lab: Lab) -> Dataset:
-    data = lab.data(lab.pick(smoke="mnist5k", laptop="mnist", full="mnist"))
+    data = lab.data(lab.pick(smoke="digits", laptop="mnist", full="mnist"))
     if lab.scale == "full":
         return data
     return data.subset(
