@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -61,6 +61,31 @@ def probabilities(models: Sequence[Callable[[Tensor], Tensor]], inputs: Tensor, 
             for part in parts:
                 part.training = True
     return torch.cat(said, dim=1)
+
+
+def ask(classifiers: Sequence[Any], X: Any) -> Tensor:
+    """What every trained classifier says of every example, in scikit-learn's terms.
+
+    Args:
+        classifiers: each has ``predict_proba``, or is a network that gives logits for a float32 tensor of X.
+        X: what they take.
+
+    Returns:
+        (M, N, C) float64.
+
+    Raises:
+        AssayError: they do not give as many columns each.
+    """
+    said = []
+    for one in classifiers:
+        if isinstance(one, nn.Module):
+            said.append(probabilities([one], torch.as_tensor(X, dtype=torch.float32))[0].double())
+        else:
+            said.append(torch.as_tensor(one.predict_proba(X), dtype=torch.float64))
+    columns = [found.shape[1] for found in said]
+    if len(set(columns)) != 1:
+        raise AssayError(f"Classifiers of a committee know {columns} classes; give it those of the same ones.")
+    return torch.stack(said)
 
 
 def average(members: Tensor, rule: Rule = "probabilities") -> Tensor:

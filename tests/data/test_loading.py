@@ -28,6 +28,7 @@ PUBLIC = {
     "mnist16-50k": (50_000, 0, 2_007, 10),
     "usps": (7_291, 0, 2_007, 10),
     "cifar10-20k": (20_000, 0, 4_000, 10),
+    "spoken-digits": (2_700, 0, 300, 10),
     "ag-news": (6_000, 0, 1_600, 4),
     "mr": (9_596, 0, 1_066, 2),
     "subj": (9_000, 0, 1_000, 2),
@@ -201,6 +202,18 @@ def test_cifar_has_its_published_counts() -> None:
     assert data.classes[int(data.train.labels[0])] == "frog"  # the first training image of the canonical order
     means = data.train.inputs.double().mean(dim=(0, 2, 3))
     assert torch.allclose(means, torch.tensor([0.4914, 0.4822, 0.4465]).double(), atol=0.005)
+
+
+def test_spoken_digits_lie_by_speaker_and_digit() -> None:
+    data = public("spoken-digits")
+    assert data.input_shape == (1, 8_000)
+    assert torch.equal(data.train.labels, torch.arange(10).repeat_interleave(45).repeat(6))
+    assert torch.equal(data.test.labels, torch.arange(10).repeat_interleave(5).repeat(6))
+    waves = torch.cat([data.train.inputs, data.test.inputs])
+    assert -1 <= float(waves.min()) < -0.9
+    # Speakers differ in how loud they recorded: the order is theirs, or neighbours would differ as much as anybody.
+    loud = data.train.inputs.square().mean(dim=(1, 2)).sqrt().log().view(6, 450)
+    assert float(loud.std(dim=1).mean()) < 0.6 * float(loud.flatten().std())
 
 
 def test_mnist16_sets_share_their_test_digits() -> None:

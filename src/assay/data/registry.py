@@ -265,6 +265,15 @@ _AG_NEWS = File(
         "555590db4219b1243abb1918effd6a7425a2d75f/data/ag_news_csv/test.csv",
     ),
 )
+_FSDD = File(
+    "fsdd/free-spoken-digit-dataset-1.0.10.tar.gz",
+    "feb479fad3a37883c3d21ed7f982281c2dd1c18d5aefd7e8a5d50f58023392aa",
+    15602882,
+    ("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/v1.0.10.tar.gz",),
+)
+_FSDD_RECORDINGS = File(
+    "fsdd/fsdd-recordings.tar.xz", "a44acf51a42c7daf58d099b0ba555049ef84241daf038a9e7241bd84e8b63125", 13502904
+)
 _SENT_CONV_COMMIT = "d61ded09c99c0199d8c5bca946cd65864de2b296"
 
 
@@ -513,6 +522,19 @@ _ENTRIES = (
         "Krizhevsky 2009: the first 2,000 training and 400 test images of each class, in canonical order",
         shortcut=_CIFAR10_20K,
         classes=_PHOTOS,
+    ),
+    # Sound.
+    _public(
+        "spoken-digits",
+        "spoken digits, 6 speakers, 1 second at 8 kHz, 2,700 / 300",
+        "CC BY-SA 4.0",
+        "sounds:spoken_digits",
+        (_FSDD,),
+        "Jackson et al., Free Spoken Digit Dataset 1.0.10, official split; by speaker, then by digit, then by number, so that "
+        "450 training recordings in a row (50 of the test) are of one speaker",
+        shortcut=_FSDD_RECORDINGS,
+        classes=_DIGITS,
+        speakers=("george", "jackson", "lucas", "nicolas", "theo", "yweweler"),
     ),
     # Texts.
     _public(

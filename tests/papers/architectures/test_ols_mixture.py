@@ -167,7 +167,7 @@ def test_what_does_not_fit_is_said() -> None:
     X, y = clouds(("no", "yes"))
     other = LogisticRegression().fit(*clouds(("a", "b", "c")))
     mine = LogisticRegression().fit(X, y)
-    with pytest.raises(ValueError, match="must know the same"):
+    with pytest.raises(AssayError, match="those of the same ones"):
         OLSMixture([mine, other]).fit(X, y)
     with pytest.raises(ValueError, match="do not know"):
         OLSMixture([mine]).fit(X, np.where(y == "no", "never", y))

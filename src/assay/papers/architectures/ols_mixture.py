@@ -40,7 +40,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from assay.committee import average, probabilities, weighted
+from assay.committee import ask, average, probabilities, weighted
 from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.nn.convnet import plain_layers
@@ -152,12 +152,13 @@ class OLSMixture(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             y: (N,) labels.
 
         Raises:
-            ValueError: the models know other classes than one another or than ``y``, or a network was to be trained.
+            ValueError: the models know other classes than ``y``, or a network was to be trained.
+            AssayError: they know other classes than one another.
         """
         labels = np.asarray(y)
         if self.cv is None:
             self.models_ = list(self.models)
-            said = self._said(X)
+            said = ask(self.models_, X)
             self.classes_ = self._known(labels, said.shape[2])
         else:
             if any(isinstance(model, nn.Module) for model in self.models):
@@ -190,19 +191,7 @@ class OLSMixture(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _mixed(self, X: Any) -> Tensor:
         weights = Weights(torch.from_numpy(self.weights_), torch.from_numpy(self.intercept_), self.condition_)
-        return mixture(self._said(X), weights)
-
-    def _said(self, X: Any) -> Tensor:
-        """(M, N, C) of the models that predict."""
-        each = []
-        for model in self.models_:
-            if isinstance(model, nn.Module):
-                each.append(probabilities([model], torch.as_tensor(X, dtype=torch.float32))[0].double())
-            else:
-                each.append(torch.from_numpy(np.asarray(model.predict_proba(X), dtype=np.float64)))
-        if len({one.shape for one in each}) > 1:
-            raise ValueError(f"the models know {[one.shape[1] for one in each]} classes: they must know the same ones")
-        return torch.stack(each)
+        return mixture(ask(self.models_, X), weights)
 
     def _known(self, labels: NDArray[Any], count: int) -> NDArray[Any]:
         """The classes of models that are trained already."""
