@@ -202,7 +202,10 @@ def test_random_filters_stay_as_they_are() -> None:
 def test_claims_at_smoke_scale(home: object) -> None:
     lab = Lab(scale="smoke")
     assert set(paper.deeper_beats_shallower(lab)) == {"two stages", "one stage", "perceptron"}
-    assert set(paper.learning_is_rapid(lab)) == {"after 1 pass", "after 3 passes", "after 17 passes"}
+    assert set(paper.learning_is_rapid(lab)) == {"one pass over 60,000", "after 3 passes", "after 17 passes"}
+    single = paper._single_pass(lab)
+    assert (single.epochs, single.schedule) == (1, None)
+    assert len(single.data.train) == len(lab.data("digits").train)  # all of them, not the few of the other claims
     assert len(paper.deformations_matter(lab)) == 2
     assert len(paper.learnt_filters_beat_random_ones(lab)) == 3
     lines = [paper._LINES[arm] for arm in ("two stages", "one stage", "perceptron")]

@@ -379,16 +379,24 @@ def deeper_beats_shallower(lab: Lab) -> Measured:
     return {arm: _errors(lab.train(_recipe(lab, arm))) for arm in _LINES}
 
 
+def _single_pass(lab: Lab) -> Recipe:
+    """One pass over all digits there are, at a rate that does not fall (in the paper's first pass it falls by 0.7 %)."""
+    every = lab.data(lab.pick(smoke="digits", laptop="mnist", full="mnist"))
+    return _recipe(lab).replace(data=map_inputs(every, framed, "pad(29)").normalise(), epochs=1, schedule=None)
+
+
+# What the paper says of a single pass it says of 60,000 presentations: 2,000 of them are 62 steps here, which hardly leave the
+# start. 5 % is about twice the published error, for a network with a sixth of the weights.
 @claim(
-    "Learning is rapid: after 3 of 17 passes the test error is at most 3 times that after all, and after a single pass more than "
-    "three quarters of the digits are read.",
-    expect=(Lower("after 3 passes", than="after 17 passes", times=3.0), Below("after 1 pass", 0.25)),
+    "Learning is rapid: after 3 of 17 passes over few digits the test error is at most 3 times that after all, and a single pass "
+    "over 60,000, none of which is seen twice, leaves less than 5 % of errors.",
+    expect=(Lower("after 3 passes", than="after 17 passes", times=3.0), Below("one pass over 60,000", 0.05)),
     reported=Reported(
         "MNIST, 60,000 digits: test error",
-        {"after 1 pass": 0.0242, "after 3 passes": 0.0097, "after 17 passes": 0.0048},
+        {"one pass over 60,000": 0.0242, "after 3 passes": 0.0097, "after 17 passes": 0.0048},
         where="Abstract",
     ),
-    scaled_down=_SCALED_DOWN + " A pass shows a thirtieth of the images that it shows in the paper.",
+    scaled_down=_SCALED_DOWN + " The single pass is over all 60,000, with the rate of the network on 2,000.",
     unit="test error",
     needs=("mnist",),
 )
@@ -397,8 +405,13 @@ def learning_is_rapid(lab: Lab) -> Measured:
     error = _errors(trained).y
     last = min(17, len(error))
     cost = Cost(trained.seconds / len(error) * last, trained.parameters)
-    passes = {"after 1 pass": error[0], "after 3 passes": error[2]}
-    return {**passes, "after 17 passes": Curve(error[:last], cost=cost, y_name="test error")}
+    # At full scale the first pass of the long training is that single one.
+    first = error[0] if lab.scale == "full" else _errors(lab.train(_single_pass(lab))).y[0]
+    return {
+        "one pass over 60,000": first,
+        "after 3 passes": error[2],
+        "after 17 passes": Curve(error[:last], cost=cost, y_name="test error"),
+    }
 
 
 @claim(
