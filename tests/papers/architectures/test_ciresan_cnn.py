@@ -121,6 +121,8 @@ def test_contrast_maps() -> None:
     torch.testing.assert_close(layer(-dot)[0, 4:], seen[2:4])
     with pytest.raises(ValueError, match="odd number"):
         ContrastMaps(1, 8)
+    for side, filters in ((48, 21), (28, 13), (8, 3)):  # 21 on the paper's 48
+        assert paper._with_contrast("2N", (1, side, side))[0].hat.shape[2] == filters
 
 
 @pytest.mark.parametrize(

@@ -270,6 +270,22 @@ def test_any_network_of_modules_can_have_such_units() -> None:
         with_sampling_units(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
 
 
+def test_one_activation_in_several_places_goes_from_all_of_them() -> None:
+    relu = nn.ReLU()
+    net = with_sampling_units(nn.Sequential(nn.Linear(8, 20), relu, nn.Linear(20, 9), relu, nn.Linear(9, 3)))
+    assert [type(module) for module in net[1::2]] == [nn.Identity] * 2
+
+
+def test_a_border_that_repeats_the_image_still_does() -> None:
+    torch.manual_seed(0)
+    first, second = (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular") for _ in range(2))
+    net = with_sampling_units(nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), nn.Linear(36, 2)))
+    image = torch.randn(1, 1, 6, 6)
+    for layer in (net[0], net[2]):  # real numbers, then states
+        moved = layer.prob(image.roll((2, 3), dims=(2, 3)))
+        torch.testing.assert_close(moved, layer.prob(image).roll((2, 3), dims=(2, 3)))
+
+
 def test_treatment_learns_and_answers_the_same_again(table: Dataset) -> None:
     plain = Recipe(
         table, model=partial(mlp, 8, 2, (32, 16)), optimizer=partial(torch.optim.Adam, lr=1e-2), epochs=15, batch_size=32
@@ -285,6 +301,19 @@ def test_treatment_learns_and_answers_the_same_again(table: Dataset) -> None:
         neural_sampling_machine(wide)  # its ReLUs are functions
     with pytest.raises(AssayError, match="no hidden linear layer"):
         neural_sampling_machine(plain.replace(model=partial(nn.Linear, 8, 2)))
+    with pytest.raises(AssayError, match="passes=0"):
+        neural_sampling_machine(plain, passes=0)
+
+
+def test_treatment_of_a_network_that_takes_numbers_of_words() -> None:
+    words = Split(torch.randint(30, (40, 12)), torch.arange(40) % 3)
+    data = Dataset("words", "classification", words, words, words, ("a", "b", "c"))
+    treated = neural_sampling_machine(Recipe(data, model=_words, epochs=1, batch_size=20), passes=2)
+    assert fit(treated, 0).logits().shape == (40, 3)
+
+
+def _words() -> nn.Module:
+    return nn.Sequential(nn.EmbeddingBag(30, 8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3))
 
 
 def test_bad_noise_is_refused() -> None:

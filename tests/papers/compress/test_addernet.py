@@ -234,6 +234,8 @@ def test_the_treatment_trains_and_refuses_rows(digits: Dataset, table: Dataset) 
         paper.addernet(Recipe(table, partial(mlp, 8, 2)))
     with pytest.raises(AssayError, match="has none"):
         paper.addernet(treated)
+    with pytest.raises(AssayError, match="eta=0"):
+        paper.addernet(recipe, eta=0)
 
 
 @pytest.fixture

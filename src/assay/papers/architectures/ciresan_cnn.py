@@ -220,7 +220,8 @@ CONFIGURATIONS = {
 
 def _with_contrast(line: str, in_shape: tuple[int, int, int]) -> nn.Sequential:
     channels, height, width = in_shape
-    return nn.Sequential(ContrastMaps(channels), CiresanCNN(line, (3 * channels, height, width)))
+    around = round((21 / 48 * min(height, width) - 1) / 2)  # in proportion to the picture, 10 to each side for the paper's 48
+    return nn.Sequential(ContrastMaps(channels, 2 * around + 1), CiresanCNN(line, (3 * channels, height, width)))
 
 
 def paper_training(recipe: Recipe, rate: float = 0.04) -> Recipe:
@@ -251,7 +252,7 @@ def max_pooling_net(recipe: Recipe, deformation: bool = True, contrast: bool = F
     Args:
         recipe: of a classifier of images.
         deformation: shifts, turns, stretches and elastic deformation; ``False`` changes the network alone.
-        contrast: whether :class:`ContrastMaps` come first; they help under changing light.
+        contrast: whether :class:`ContrastMaps` come first, in proportion to the images; they help under changing light.
 
     Raises:
         AssayError: the data are no images or no classes, or smaller than 8x8.

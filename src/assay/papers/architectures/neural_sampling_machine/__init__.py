@@ -219,7 +219,7 @@ def with_sampling_units(model: nn.Module, noise: Noise = "bernoulli", per_synaps
         layer: Any = named[name]
         layer.__class__ = NSMLinear if isinstance(layer, nn.Linear) else NSMConv2d  # in place: it may be used in several places
         layer.become(noise, 0.5, 1.0, per_synapse, real_inputs=name == weighty[0])
-    for name, module in named.items():
+    for name, module in list(model.named_modules(remove_duplicate=False)):  # one nn.ReLU may stand in several places
         activates = type(module).__module__ == nn.ReLU.__module__ and not isinstance(module, _NO_UNITS)
         if name and (activates or isinstance(module, (_BatchNorm, _DropoutNd))):
             parent, _, own = name.rpartition(".")
@@ -239,21 +239,24 @@ def neural_sampling_machine(recipe: Recipe, noise: Noise = "bernoulli", per_syna
         recipe: of a classifier with hidden linear layers or 2-d convolutions, and modules for its activations.
         noise: ``"bernoulli"`` or ``"gaussian"``.
         per_synapse: see :class:`NSMLinear`.
-        passes: of an evaluation; its cost grows with them.
+        passes: of an evaluation, at least one; its cost grows with them.
 
     Raises:
-        AssayError: the data have no classes, or the network no such layers, or rectifies where no module says so.
+        AssayError: the data have no classes, or the network no such layers, or rectifies where no module says so; or no passes.
     """
     data = recipe.data
     if data.task != "classification":
         raise AssayError(f"A sampling machine averages probabilities of classes, and {data.name!r} has none: leave it out.")
+    if passes < 1:
+        raise AssayError(f"A sampling machine answers by the mean of its passes, and passes={passes} are none: take 1 or more.")
     model = partial(_sampling, recipe.model, noise, per_synapse, passes)
+    assert isinstance(data.train.inputs, Tensor)
     with torch.random.fork_rng(devices=[]):
-        _require_signs(model().net, data.input_shape)
+        _require_signs(model().net, data.train.inputs[:8])
     return recipe.replace(model=model)
 
 
-def _require_signs(net: nn.Module, shape: Sequence[int]) -> None:
+def _require_signs(net: nn.Module, examples: Tensor) -> None:
     """Units see -1 and 1: where a function that is no module rectifies between two layers, the second sees nothing but 1."""
     dead: list[str] = []
 
@@ -265,7 +268,7 @@ def _require_signs(net: nn.Module, shape: Sequence[int]) -> None:
     handles = [layer.register_forward_pre_hook(partial(look, name)) for name, layer in layers.items()]
     try:
         with torch.no_grad():
-            net.train()(torch.randn(8, *shape))
+            net.train()(examples)
     finally:
         for handle in handles:
             handle.remove()

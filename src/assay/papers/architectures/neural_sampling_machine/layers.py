@@ -199,6 +199,8 @@ class NSMConv2d(Units, nn.Conv2d):
 
     def padded(self, z: Tensor) -> Tensor:
         around = self._reversed_padding_repeated_twice
+        if self.padding_mode != "zeros":  # a layer that was an nn.Conv2d before: its border is its inputs, again
+            return F.pad(z, around, self.padding_mode)
         return F.pad(z, around, value=0.0 if self.real_inputs else -1.0) if any(around) else z
 
     def across(self, numbers: Tensor) -> Tensor:

@@ -207,11 +207,13 @@ def addernet(recipe: Recipe, eta: float = 0.2) -> Recipe:
     Args:
         recipe: of a network of images with two convolutions or more. The paper trains with SGD, momentum 0.9 and a rate of 0.1
             along a cosine. With Adam-like optimizers, which even out the lengths of gradients by themselves, ``eta`` is idle.
-        eta: the local rate of every layer.
+        eta: the local rate of every layer, above 0.
 
     Raises:
-        AssayError: the network has no convolutions behind its first layer.
+        AssayError: the network has no convolutions behind its first layer, or ``eta`` is no rate.
     """
+    if eta <= 0:
+        raise AssayError(f"The local rate of adder layers is eta={eta}, which is none: take one above 0.")
     made = partial(_converted, recipe.model, eta)
     with torch.device("meta"):
         made()  # refuses now rather than when training begins
