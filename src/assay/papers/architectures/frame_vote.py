@@ -38,6 +38,7 @@ from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.nn.audio import Mel, log_mel
 from assay.nn.convnet import ConvNorm
+from assay.nn.inception import Mixed, chain
 from assay.paper import Cost, Curve, Higher, Lower, Reported, Score, claim
 from assay.recipe import Recipe, treatment
 from assay.train.augment import in_turn
@@ -308,29 +309,11 @@ def mini_alexnet(num_classes: int = 2, width: int = 1) -> nn.Sequential:
     )
 
 
-class InceptionBlock(nn.Module):
-    """GoogLeNet's block: 1x1, 3x3 and 5x5 convolutions and a maximum beside one another, the larger ones behind a narrow 1x1.
-
-    Args:
-        in_planes: planes of the input.
-        planes: that each of the four branches returns.
-
-    Shape: (B, in_planes, H, W) -> (B, 4 planes, H, W).
-    """
-
-    def __init__(self, in_planes: int, planes: int) -> None:
-        super().__init__()
-        self.branches = nn.ModuleList(
-            [
-                ConvNorm(in_planes, planes, 1),
-                nn.Sequential(ConvNorm(in_planes, planes, 1), ConvNorm(planes, planes, 3)),
-                nn.Sequential(ConvNorm(in_planes, planes // 2, 1), ConvNorm(planes // 2, planes, 5)),
-                nn.Sequential(nn.MaxPool2d(3, 1, padding=1), ConvNorm(in_planes, planes, 1)),
-            ]
-        )
-
-    def forward(self, maps: Tensor) -> Tensor:
-        return torch.cat([branch(maps) for branch in self.branches], dim=1)
+def _inception(in_planes: int, planes: int) -> Mixed:
+    """GoogLeNet's block: 1x1, 3x3 and 5x5 convolutions and a maximum side by side, each with so many planes."""
+    lines = (f"{planes}", f"{planes} {planes}k3", f"{planes // 2} {planes}k5")
+    maximum = nn.Sequential(nn.MaxPool2d(3, 1, padding=1), ConvNorm(in_planes, planes, 1))
+    return Mixed([*(chain(line, in_planes)[0] for line in lines), maximum], 4 * planes)
 
 
 def mini_googlenet(num_classes: int = 2, width: int = 1) -> nn.Sequential:
@@ -347,10 +330,10 @@ def mini_googlenet(num_classes: int = 2, width: int = 1) -> nn.Sequential:
         ConvNorm(1, first, 5, stride=2),
         nn.MaxPool2d(2),
         ConvNorm(first, second, 3),
-        InceptionBlock(second, blocks[0]),
+        _inception(second, blocks[0]),
         nn.MaxPool2d(2),
-        InceptionBlock(4 * blocks[0], blocks[1]),
-        InceptionBlock(4 * blocks[1], blocks[2]),
+        _inception(4 * blocks[0], blocks[1]),
+        _inception(4 * blocks[1], blocks[2]),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Dropout(0.4),
