@@ -119,6 +119,21 @@ def test_probabilities_are_computed_in_batches_and_leave_the_models_as_they_were
     assert torch.allclose(found[1], nets[1].eval()(inputs).softmax(dim=1), atol=1e-6)
 
 
+def test_classifiers_and_networks_of_any_type_are_asked_side_by_side() -> None:
+    inputs = drawn(30, 4).double().numpy()
+    model = GaussianNB().fit(inputs, np.arange(30) % 3)
+    nets = [nn.Linear(4, 3), nn.Linear(4, 3).double(), nn.Flatten()]  # the last has no weights to go by, and a class too many
+    found = committee.ask([model, *nets[:2]], inputs)
+    assert (found.dtype, found.shape) == (torch.float64, (3, 30, 3))
+    assert np.allclose(found[0], model.predict_proba(inputs))
+    for said, net, kind in zip(found[1:], nets, (torch.float32, torch.float64), strict=False):
+        assert torch.allclose(said, net(torch.as_tensor(inputs, dtype=kind)).softmax(dim=1).double())
+    with pytest.raises(AssayError, match=r"\[3, 4\] classes"):
+        committee.ask([model, nets[2]], inputs)
+    with pytest.raises(AssayError, match="at least one"):
+        committee.ask([], inputs)
+
+
 # ------------------------------------------------------------------------------------------------------------- votes
 
 

@@ -67,19 +67,24 @@ def ask(classifiers: Sequence[Any], X: Any) -> Tensor:
     """What every trained classifier says of every example, in scikit-learn's terms.
 
     Args:
-        classifiers: each has ``predict_proba``, or is a network that gives logits for a float32 tensor of X.
+        classifiers: each has ``predict_proba``, or is a network that gives logits for a tensor of X, of the type and on the
+            device of its weights.
         X: what they take.
 
     Returns:
-        (M, N, C) float64.
+        (M, N, C) float64, on the CPU.
 
     Raises:
-        AssayError: they do not give as many columns each.
+        AssayError: there are none, or they do not give as many columns each.
     """
+    if not classifiers:
+        raise AssayError("A committee of no classifiers was asked: give at least one.")
     said = []
     for one in classifiers:
         if isinstance(one, nn.Module):
-            said.append(probabilities([one], torch.as_tensor(X, dtype=torch.float32))[0].double())
+            weight = next((weight for weight in one.parameters() if weight.is_floating_point()), torch.empty(0))
+            inputs = torch.as_tensor(X, dtype=weight.dtype, device=weight.device)
+            said.append(probabilities([one], inputs)[0].cpu().double())
         else:
             said.append(torch.as_tensor(one.predict_proba(X), dtype=torch.float64))
     columns = [found.shape[1] for found in said]

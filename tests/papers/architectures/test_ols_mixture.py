@@ -218,6 +218,11 @@ def test_the_treatment_composes_and_refuses(table: Dataset) -> None:
     assert not torch.allclose(one.logits(), fit(paper.ols_mixture(plain), seed=0).logits(), atol=1e-3)
     with pytest.raises(AssayError, match="holdout"):
         paper.ols_mixture(plain.replace(data=table))
+    with pytest.raises(AssayError, match="a mixture already"):
+        paper.ols_mixture(paper.ols_mixture(plain))
+    for wrong in ({"members": 0}, {"ridge": -0.1}):
+        with pytest.raises(AssayError, match="1 or more, and 0 or more"):
+            paper.ols_mixture(plain, **wrong)  # type: ignore[arg-type]
     with pytest.raises(AssayError, match="put it last"):
         fit(paper.ols_mixture(plain).replace(model=plain.model, loss=F.cross_entropy), seed=0)
 

@@ -249,6 +249,8 @@ def test_deleting_a_block_is_going_without_its_branch() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     said = answers_without(model, images, chunk=7)
     assert len(said) == 6
+    halving = [name.startswith(("stages.1.0.", "stages.2.0.")) for name in said]
+    assert halving == [False, False, True, False, True, False]  # which the claim counts on
     stages = model.get_submodule("stages")
     blocks = [(group, place) for group in range(3) for place in range(2)]
     differs = 0

@@ -99,6 +99,19 @@ def test_large_networks_equal_the_one_written_out(padded: bool) -> None:
     assert (found - expected).abs().max() <= 1e-4 * float(expected.abs().max())
 
 
+def test_weights_of_2018_are_put_where_their_layers_stand_now() -> None:
+    line, row = "4 6 M 8 M 8k1 5", [(0, 4, 3, 1), (3, 6, 3, 1), "M", (8, 8, 3, 1), "M", (13, 8, 1, 1), (16, 5, 3, 1)]
+    state = {f"module.{name}": value for name, value in authors_state(row, 2, 7).items()}
+    model = load_pretrained(simplenet(line, 7, 2), state).eval()
+    images = torch.randn(3, 2, 16, 16)
+    with torch.no_grad():
+        found, expected = model(images), written_out(authors_state(row, 2, 7), images, row, padded=False)
+    assert expected.std() > 0.1
+    assert (found - expected).abs().max() <= 1e-4
+    with pytest.raises(AssayError, match="build the network that they are of"):
+        load_pretrained(simplenet("4 6 M 8 M 8k1 M 5", 7, 2), state)
+
+
 def test_sizes_that_the_authors_state() -> None:
     with torch.device("meta"):
         assert parameters(simplenet(num_classes=100)) == 5_521_508
@@ -112,7 +125,7 @@ def test_sizes_that_the_authors_state() -> None:
 def test_the_later_the_strides_the_more_work(mode: int) -> None:
     with torch.device("meta"):
         net = imagenet_simplenet(mode=mode, width=0.25)
-        assert net.get_submodule("features")(torch.empty(1, 3, 224, 224)).shape == (1, 64, 11, 11)
+        assert net.get_submodule("features")(torch.empty(1, 3, 224, 224)).shape == (1, 64, 7, 7)  # 1x1 filters grow no maps
         if mode > 1:
             assert macs(net, (3, 224, 224)) > macs(imagenet_simplenet(mode=mode - 1, width=0.25), (3, 224, 224))
 

@@ -294,10 +294,15 @@ def ols_mixture(recipe: Recipe, members: int = 4, ridge: float = 1e-4, nonneg: b
         nonneg: see :func:`ols_weights`.
 
     Raises:
-        AssayError: nothing validates, or the task is not classification.
+        AssayError: nothing validates, the task is not classification, the network is such a mixture already, or a number is out
+            of its range.
     """
+    if members < 1 or ridge < 0:
+        raise AssayError(f"ols_mixture was asked for {members} members and a ridge of {ridge}: give 1 or more, and 0 or more.")
     if not len(recipe.data.valid):
         raise AssayError("ols_mixture finds its weights on held-out examples, and there are none: use data.holdout(0.2, seed).")
+    if any(isinstance(hook, FitWeights) for hook in recipe.hooks):
+        raise AssayError("the network of this recipe is a mixture already: leave ols_mixture out, and raise its members.")
     net = partial(MixtureNet, recipe.model, members)
     apart = with_loss(recipe, per_example(Apart, members=members))
     return apart.replace(model=net, hooks=(*recipe.hooks, FitWeights(ridge, nonneg)))

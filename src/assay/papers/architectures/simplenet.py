@@ -17,8 +17,8 @@ with 36 million.
 
 Source: Hasanpour, Rouhani, Fayyaz and Sabokrou, "Lets keep it simple, Using simple architectures to outperform deeper and more
 complex architectures", arXiv:1608.06037, 2016. The paper's networks (in Caffe) and the authors' later PyTorch code differ. In the
-latter the last three layers are normalised too, as they are here; and zeros are put around the input of 1x1 convolutions as
-well, which grows the maps by two pixels a layer. Its published weights need these zeros: see ``padded``.
+latter the last three layers are normalised too, as they are here. In the first months of 2023 it also put zeros around the input
+of 1x1 convolutions, which grows the maps by two pixels a layer; the weights published since then were learnt without them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from assay.errors import AssayError
 from assay.nn.measure import nearest_width, parameters
-from assay.nn.weights import load_weights
+from assay.nn.weights import load_weights, read_weights
 from assay.paper import Configuration, Higher, Reported, claim
 from assay.papers.architectures.resnet import cifar_resnet
 from assay.recipe import Recipe, treatment
@@ -129,7 +129,7 @@ def simplenet(
         width: factor of all planes.
         drop: probability with which whole planes are left out after layers, maxima and in front of the linear layer; not after a
             layer that a maximum follows. The paper has some 0.2.
-        padded: put zeros around the input of 1x1 convolutions too, as the authors' PyTorch code does.
+        padded: put zeros around the input of 1x1 convolutions too, as the authors' code did until April 2023.
 
     Shape: (B, in_channels, H, W) -> (B, num_classes), any H and W; 32 in the paper.
 
@@ -147,7 +147,7 @@ def imagenet_simplenet(
     in_channels: int = 3,
     width: float = 1.0,
     drop: float = 0.0,
-    padded: bool = True,
+    padded: bool = False,
 ) -> SimpleNet:
     """The networks for large pictures, which the authors added in 2023.
 
@@ -158,7 +158,7 @@ def imagenet_simplenet(
         in_channels: channels of the input.
         width: factor of all planes: 0.5, 0.75 or 1 in published weights.
         drop: as in :func:`simplenet`, after every layer.
-        padded: put zeros around the input of 1x1 convolutions too; published weights were learnt with them.
+        padded: put zeros around the input of 1x1 convolutions too, for weights from before April 2023.
 
     Shape: (B, in_channels, H, W) -> (B, num_classes), any H and W; 224 in published weights.
 
@@ -199,15 +199,36 @@ def load_pretrained(model: SimpleNet, source: str | Path | Mapping[str, Tensor],
 
     Args:
         model: for weights from ImageNet the network that the file is called after, as ``simplenetv1_5m_m2()``. The weights for
-            CIFAR of 2018 are of a network with one M more, before 2048k1: ``simplenet(line, padded=True)`` makes it.
+            CIFAR of 2018 are of a network with one M more, before 2048k1: ``simplenet("64 128 128 128 M 128 128 256 M 256 256 M
+            512 M 2048k1 256k1 M 256")`` makes it. Their layers are counted without dropouts between convolutions.
         source: a state dict, or a file of one.
         head: whether the last layer is taken too; ``False`` for other classes.
 
     Raises:
         AssayError: the weights are of another network, or not there.
     """
-    load_weights(model, source, ((r"^module\.", ""),), leave=() if head else ("classifier.",))
+    given = source if isinstance(source, Mapping) else read_weights(source)
+    places = _places_of_2018(list(model.get_submodule("features").children()))
+    found = {int(name.split(".")[1]) for name in (name.removeprefix("module.") for name in given) if name.startswith("features.")}
+    if found != places.keys():  # they are counted as ours are, or of another network
+        places = {}
+
+    def here(name: re.Match[str]) -> str:
+        return f"features.{places.get(int(name[1]), name[1])}."
+
+    names = ((r"^module\.", ""), (r"^features\.(\d+)\.", here))
+    load_weights(model, given, names, leave=() if head else ("classifier.",))
     return model
+
+
+def _places_of_2018(layers: Sequence[nn.Module]) -> dict[int, int]:
+    """Where a layer with weights stood in the code of 2018, which had no dropout but behind maxima -> where it stands."""
+    kept = [
+        place
+        for place, layer in enumerate(layers)
+        if not isinstance(layer, nn.Dropout2d) or isinstance(layers[place - 1], nn.MaxPool2d)
+    ]
+    return {then: now for then, now in enumerate(kept) if list(layers[now].parameters())}
 
 
 #: The standard networks, and what they are known to measure.
@@ -222,28 +243,28 @@ CONFIGURATIONS = {
         (3, 32, 32), parameters=385_790, macs=73_189_864, layers=14, sees=100, activations=226_192
     ),
     "simplenetv1_small_m1_05()": Configuration(
-        (3, 224, 224), parameters=1_506_792, macs=369_366_016, layers=14, sees=279, activations=1_042_176
+        (3, 224, 224), parameters=1_506_792, macs=340_923_392, layers=14, sees=279, activations=990_976
     ),
     "simplenetv1_small_m2_05()": Configuration(
-        (3, 224, 224), parameters=1_506_792, macs=456_070_144, layers=14, sees=271, activations=1_192_704
+        (3, 224, 224), parameters=1_506_792, macs=427_627_520, layers=14, sees=271, activations=1_141_504
     ),
     "simplenetv1_small_m1_075()": Configuration(
-        (3, 224, 224), parameters=3_287_272, macs=822_849_024, layers=14, sees=279, activations=1_563_264
+        (3, 224, 224), parameters=3_287_272, macs=758_853_120, layers=14, sees=279, activations=1_486_464
     ),
     "simplenetv1_small_m2_075()": Configuration(
-        (3, 224, 224), parameters=3_287_272, macs=1_017_933_312, layers=14, sees=271, activations=1_789_056
+        (3, 224, 224), parameters=3_287_272, macs=953_937_408, layers=14, sees=271, activations=1_712_256
     ),
     "simplenetv1_5m_m1()": Configuration(
-        (3, 224, 224), parameters=5_752_808, macs=1_455_532_032, layers=14, sees=279, activations=2_084_352
+        (3, 224, 224), parameters=5_752_808, macs=1_341_761_536, layers=14, sees=279, activations=1_981_952
     ),
     "simplenetv1_5m_m2()": Configuration(
-        (3, 224, 224), parameters=5_752_808, macs=1_802_348_544, layers=14, sees=271, activations=2_385_408
+        (3, 224, 224), parameters=5_752_808, macs=1_688_578_048, layers=14, sees=271, activations=2_283_008
     ),
     "simplenetv1_9m_m1()": Configuration(
-        (3, 224, 224), parameters=9_508_968, macs=2_952_016_384, layers=14, sees=279, activations=3_408_256
+        (3, 224, 224), parameters=9_508_968, macs=2_774_249_984, layers=14, sees=279, activations=3_280_256
     ),
     "simplenetv1_9m_m2()": Configuration(
-        (3, 224, 224), parameters=9_508_968, macs=3_732_353_536, layers=14, sees=271, activations=3_859_840
+        (3, 224, 224), parameters=9_508_968, macs=3_554_587_136, layers=14, sees=271, activations=3_731_840
     ),
     "small()": Configuration((1, 28, 28), parameters=60_560, macs=8_208_760, layers=14, sees=100, activations=71_848),
 }
