@@ -40,6 +40,18 @@ def timm(name: str) -> nn.Module:
     return model
 
 
+def timm_unnormalised(name: str) -> nn.Module:
+    """A network of timm without normalisation, as it comes, but with branches that count: their last gains begin at 0."""
+    import timm
+
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(name)
+    for key, value in model.named_parameters():
+        if key.endswith("gain"):
+            nn.init.ones_(value)
+    return model
+
+
 def forward(model: nn.Module, shapes: Sequence[tuple[int, ...]] = SHAPES) -> Callable[[], Result]:
     """Inference on every batch."""
     images = [torch.randn(shape, generator=torch.Generator().manual_seed(0)) for shape in shapes]

@@ -99,6 +99,9 @@ def test_a_folded_copy_computes_the_same_with_plain_layers() -> None:
     assert set(copied.state_dict()) == {"0.weight", "0.bias", "3.weight"}
     assert all(torch.equal(before[name], now) for name, now in net.state_dict().items())
     assert type(folded(net[0])) is nn.Conv2d
+    twice = folded(nn.Sequential(net[0], nn.Sequential(net[0], net[0])))
+    assert twice[0] is twice[1][1]  # type: ignore[index]
+    assert type(twice[0]) is nn.Conv2d  # type: ignore[index]
     # Nothing is kept in the network itself: weights that change in whatever way are seen at once.
     net.eval()
     old = net(images)

@@ -12,42 +12,42 @@ from __future__ import annotations
 
 import copy
 import math
-import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
-_ADDITIONS = (operator.add, operator.iadd, torch.add)
-
-
 def signal_propagation(model: nn.Module, inputs: Tensor, batch_size: int = 128) -> pd.DataFrame:
     """Means and variances of the signals behind every residual block.
 
-    Blocks are found by the additions of the network's graph. The branch is what more layers with weights lie before; it is
-    measured where it leaves its last module, before a constant or a learnable number scales it down.
+    A block ends where two things are added that were computed from the input. Its branch is what more layers with weights lie
+    before; it is measured before constants or parameters scale it.
 
     Args:
-        model: any network that ``torch.fx`` can read; it stays as it is. It runs in evaluation mode, except that batch
-            normalisation normalises by the batch, as in training.
+        model: any network; it stays as it is. It runs in evaluation mode, except that batch normalisation normalises by the
+            batch, as in training.
         inputs: (N, ...), N of at least 2: in the paper a thousand of pure noise, ``torch.randn(1000, 3, 224, 224)``, which are
             what a network is given whose inputs were standardised.
         batch_size: examples that are passed through at a time.
 
     Returns:
-        One row a block, in order: ``block`` (the module in which the addition stands), ``mu2`` (squared mean over examples and
-        places of a channel, mean over channels), ``var`` (variance over examples and places, mean over channels), and
-        ``res_var`` (the same for the residual branch). Of a network without additions one row a layer with weights, and
+        One row a block, in order: ``block`` (the module in whose ``forward`` the addition stands), ``mu2`` (squared mean over
+        examples and places of a channel, mean over channels), ``var`` (variance over examples and places, mean over channels),
+        and ``res_var`` (the same for the residual branch). Of a network without additions one row a layer with weights, and
         ``res_var`` is nan. Channels are dimension 1.
 
     Raises:
-        ValueError: there are fewer than two inputs, or the network cannot be read.
+        ValueError: there are fewer than two inputs, the network has no layers, or it goes other ways for other inputs.
     """
     import pandas as pd
 
@@ -57,90 +57,123 @@ def signal_propagation(model: nn.Module, inputs: Tensor, batch_size: int = 128) 
     for module in shadow.modules():
         if isinstance(module, _BatchNorm):
             module.train()
-    try:
-        graph = fx.GraphModule(shadow, _Reader().trace(shadow))
-    except Exception as error:  # whatever the network's own code makes of a stand-in for a tensor
-        raise ValueError(f"torch.fx cannot read this network ({str(error).splitlines()[0]})") from error
-    blocks = _blocks(graph)
-    watched = {node for pair in blocks for node in pair if node is not None}
-    walker = _Walker(graph, watched)
-    with torch.no_grad():
-        for part in inputs.tensor_split(math.ceil(len(inputs) / batch_size)):
-            walker.run(part)
+    watch = _Watch(shadow)
+    passes = [watch.through(part) for part in inputs.tensor_split(math.ceil(len(inputs) / batch_size))]
+    if not passes[0]:
+        raise ValueError("this network has no layers with weights")
+    if len({tuple(place.block for place in places) for places in passes}) > 1:
+        raise ValueError("this network goes other ways for other inputs, so that its blocks cannot be compared")
     rows = []
-    for node, branch in blocks:
-        mu2, var = walker.moments(node)
-        rows.append((_where(node), mu2, var, math.nan if branch is None else walker.moments(branch)[1]))
+    for places in zip(*passes, strict=True):
+        mu2, var = _moments([place.signal for place in places])
+        branches = [place.branch for place in places if place.branch is not None]
+        rows.append((places[0].block, mu2, var, _moments(branches)[1] if branches else math.nan))
     return pd.DataFrame(rows, columns=["block", "mu2", "var", "res_var"])
 
 
-class _Reader(fx.Tracer):
-    """Does not look into layers: a convolution that does something to its weights first is a convolution."""
+@dataclass(frozen=True)
+class _Sums:
+    """Of some values by channel: how many, their sum, and the sum of their squares."""
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, _LAYERS) or super().is_leaf_module(m, module_qualified_name)
+    count: int
+    total: Tensor
+    squares: Tensor
 
 
-class _Walker(fx.Interpreter):
-    """Runs a network and keeps sums of what some of its nodes give, at the moment when they give it."""
+def _sums(values: Tensor) -> _Sums:
+    values = values.double()
+    over = [place for place in range(values.dim()) if place != 1]
+    return _Sums(values.numel() // values.shape[1], values.sum(dim=over), values.square().sum(dim=over))
 
-    def __init__(self, graph: fx.GraphModule, watched: set[fx.Node]) -> None:
-        super().__init__(graph)
-        self.watched = watched
-        self.sums: dict[fx.Node, tuple[int, Tensor, Tensor]] = {}
 
-    def run_node(self, n: fx.Node) -> Any:
-        out = super().run_node(n)
-        if n in self.watched:
-            values = out.detach().double()
-            over = [place for place in range(values.dim()) if place != 1]
-            seen, total, squares = self.sums.get(n, (0, torch.zeros(()), torch.zeros(())))
-            seen += values.numel() // values.shape[1]
-            self.sums[n] = (seen, total + values.sum(dim=over), squares + values.square().sum(dim=over))
+def _moments(parts: list[_Sums]) -> tuple[float, float]:
+    """Mean over the channels of their squared means, and of their variances."""
+    count = sum(part.count for part in parts)
+    mean = torch.stack([part.total for part in parts]).sum(dim=0) / count
+    square = torch.stack([part.squares for part in parts]).sum(dim=0) / count
+    return mean.square().mean().item(), (square - mean.square()).clamp_min(0).mean().item()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a block ends: the module, its signal, and its branch."""
+
+    block: str
+    signal: _Sums
+    branch: _Sums | None = None
+
+
+@dataclass(frozen=True)
+class _Known:
+    """Of a tensor that was computed from the input: layers before it, and what it was before it was scaled."""
+
+    layers: int
+    unscaled: _Sums | None = None
+
+
+_LAYERS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"}
+_ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
+_SCALINGS = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__", "div", "div_", "__truediv__", "__itruediv__"}
+
+
+class _Watch(TorchFunctionMode):
+    """Follows every tensor that comes of the input through whatever a network does, and notes additions and layers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.within: list[str] = []  # names of the modules that are at work
+        for name, module in model.named_modules():
+            module.register_forward_pre_hook(partial(self._enter, name))
+            module.register_forward_hook(self._leave, always_call=True)
+
+    def _enter(self, name: str, module: nn.Module, given: Any) -> None:
+        self.within.append(name)
+
+    def _leave(self, module: nn.Module, given: Any, out: Any) -> None:
+        self.within.pop()
+
+    def through(self, inputs: Tensor) -> list[_Place]:
+        """The blocks that these inputs pass through, or the layers if there are none."""
+        self.known = WeakTensorKeyDictionary()
+        self.known[inputs] = _Known(0)
+        self.blocks: list[_Place] = []
+        self.layers: list[_Place] = []
+        with torch.no_grad(), self:
+            self.model(inputs)
+        return self.blocks or self.layers
+
+    def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", "")
+        given = list(_tensors((args, kwargs)))
+        come = [x for x in given if x in self.known]
+        layers = max((self.known[x].layers for x in come), default=0)
+        # Before the function runs, since it may write into what it is given.
+        branch = unscaled = None
+        if name in _ADDITIONS and len(come) == 2 and self.known[come[0]].layers != self.known[come[1]].layers:
+            deeper = max(come, key=lambda x: self.known[x].layers)
+            branch = self.known[deeper].unscaled or _sums(deeper)
+        elif name in _SCALINGS and len(come) == 1 and all(x is come[0] or x.numel() == 1 for x in given) and come[0].dim() > 1:
+            unscaled = self.known[come[0]].unscaled or _sums(come[0])
+        out = func(*args, **(kwargs or {}))
+        if come:
+            layer = name in _LAYERS
+            for tensor in _tensors(out):
+                self.known[tensor] = _Known(layers + layer, unscaled)
+            block = next((one for one in reversed(self.within) if one), "")
+            if branch is not None:
+                self.blocks.append(_Place(block, _sums(out), branch))
+            elif layer:
+                self.layers.append(_Place(block, _sums(out)))
         return out
 
-    def moments(self, node: fx.Node) -> tuple[float, float]:
-        """Mean over the channels of their squared means, and of their variances."""
-        seen, total, squares = self.sums[node]
-        mean = total / seen
-        return mean.square().mean().item(), (squares / seen - mean.square()).clamp_min(0).mean().item()
 
-
-def _blocks(graph: fx.GraphModule) -> list[tuple[fx.Node, fx.Node | None]]:
-    """The nodes that end a block, each with the node that ends its residual branch."""
-    modules = dict(graph.named_modules())
-    before: dict[fx.Node, int] = {}
-    found: list[tuple[fx.Node, fx.Node | None]] = []
-    layers: list[tuple[fx.Node, fx.Node | None]] = []
-    for node in graph.graph.nodes:
-        layer = node.op == "call_module" and isinstance(modules[str(node.target)], _LAYERS)
-        before[node] = max((before[source] for source in node.all_input_nodes), default=0) + layer
-        if layer:
-            layers.append((node, None))
-        if _adds(node):
-            one, other = node.all_input_nodes
-            if before[one] != before[other]:
-                found.append((node, _unscaled(one if before[one] > before[other] else other)))
-    return found or layers
-
-
-def _unscaled(node: fx.Node) -> fx.Node:
-    """What a branch was before it was multiplied by constants and parameters."""
-    while node.op in ("call_function", "call_method") and "mul" in str(getattr(node.target, "__name__", node.target)):
-        computed = [source for source in node.all_input_nodes if source.op != "get_attr"]
-        if len(computed) != 1:
-            return node
-        node = computed[0]
-    return node
-
-
-def _adds(node: fx.Node) -> bool:
-    """Whether a node adds two things that were computed."""
-    method = node.op == "call_method" and node.target in ("add", "add_")
-    return (method or (node.op == "call_function" and node.target in _ADDITIONS)) and len(node.all_input_nodes) == 2
-
-
-def _where(node: fx.Node) -> str:
-    """Name of the innermost module in whose ``forward`` a node stands; the node's own where that is the network itself."""
-    stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
-    return next(reversed(stack), "") or node.name
+def _tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors in nested arguments."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))

@@ -178,13 +178,14 @@ def folded(model: nn.Module) -> nn.Module:
         model: any network; it stays as it is.
     """
     shadow = copy.deepcopy(model)
-    if isinstance(shadow, WSConv2d | WSLinear):
-        return _plain(shadow)
+    plain: dict[nn.Module, nn.Module] = {
+        module: _plain(module) for module in shadow.modules() if isinstance(module, WSConv2d | WSLinear)
+    }
     for module in list(shadow.modules()):
-        for name, child in module.named_children():
+        for name, child in list(module._modules.items()):  # a layer may stand in several places
             if isinstance(child, WSConv2d | WSLinear):
-                setattr(module, name, _plain(child))
-    return shadow
+                setattr(module, name, plain[child])
+    return plain.get(shadow, shadow)
 
 
 def _plain(layer: WSConv2d | WSLinear) -> nn.Conv2d | nn.Linear:

@@ -158,7 +158,8 @@ class NFBlock(nn.Module):
         style: what they are.
         beta: predicted standard deviation of the input.
         gate: whether f ends with :class:`SqueezeExcite`.
-        drop_path: how probable it is in training that an example goes without f.
+        drop_path: how probable it is in training that an example goes without f; for the others f is longer, to make up for it,
+            which the authors' code leaves out.
 
     Shape: (B, in_planes, H, W) -> (B, planes, H / stride, W / stride), rounded up.
     """
