@@ -133,10 +133,14 @@ class ColumnsLoss(nn.Module):
 
 #: The standard networks by their numbers.
 CONFIGURATIONS = {
-    'column("mnist")': Configuration((1, 29, 29), parameters=76_040, macs=1_891_820, layers=4, sees=17),
-    'column("chinese")': Configuration((1, 48, 48), parameters=3_483_655, macs=74_981_900, layers=6, sees=32),
-    'column("signs")': Configuration((3, 48, 48), parameters=1_543_443, macs=125_978_700, layers=5, sees=32),
-    'column("cifar10")': Configuration((3, 32, 32), parameters=1_660_710, macs=99_661_000, layers=7, sees=36),
+    'column("mnist")': Configuration((1, 29, 29), parameters=76_040, macs=1_891_820, layers=4, sees=17, activations=16_760),
+    'column("chinese")': Configuration(
+        (1, 48, 48), parameters=3_483_655, macs=74_981_900, layers=6, sees=32, activations=344_800
+    ),
+    'column("signs")': Configuration((3, 48, 48), parameters=1_543_443, macs=125_978_700, layers=5, sees=32, activations=234_000),
+    'column("cifar10")': Configuration(
+        (3, 32, 32), parameters=1_660_710, macs=99_661_000, layers=7, sees=36, activations=337_500
+    ),
 }
 
 
