@@ -139,9 +139,17 @@ adder_resnet20, adder_resnet32, adder_resnet18, adder_resnet50 = (
 )
 
 
-def small(num_classes: int = 10, in_channels: int = 1) -> nn.Sequential:
-    """The paper's CIFAR net of 8 layers and half its width, on images of half the height and width."""
-    return nn.Sequential(nn.AvgPool2d(2), adder_resnet(8, num_classes, in_channels, width=8))
+def small(num_classes: int = 10, in_channels: int = 1, depth: int = 8) -> nn.Sequential:
+    """The paper's CIFAR net at half its width on images of half the height and width, for a core without an accelerator.
+
+    Its twin with convolutions is ``half_size(partial(cifar_resnet, depth, "B", width=8))`` of ``resnet``.
+
+    Args:
+        num_classes: number of logits.
+        in_channels: channels of the input.
+        depth: 8, or 20 as in the paper, which takes three times as long.
+    """
+    return nn.Sequential(nn.AvgPool2d(2), adder_resnet(depth, num_classes, in_channels, width=8))
 
 
 #: The standard networks, and what they are known to measure. Adder layers have no multiply-adds: what is left is the first and
