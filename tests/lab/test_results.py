@@ -54,3 +54,16 @@ def test_evidence_from_before_recordings_had_dates_keeps_its_own(home: Path) -> 
         {"recorded": "2026-01-05", "verdict": "fails", "seeds": 2, "date": "2026-01-05", "fingerprint": "a"}
     ]
     assert results._dated(dict(old), old, "2026-02-01T00:00:00+00:00")["recorded"] == "2026-01-05"
+
+
+def test_a_line_is_of_the_seeds_that_have_it(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASSAY_EVIDENCE", str(tmp_path))
+    ledger = Ledger()
+    for seed in range(3):
+        line = {"x": [1.0, 2.0], "y": [0.5, 0.6 + 0.1 * seed], "x_name": "epoch", "y_name": "accuracy"}
+        curves = {} if seed == 0 else {"ELR": line}  # the training of seed 0 diverged
+        values = {"cross-entropy": 0.6, "ELR": 0.1 if seed == 0 else 0.9}
+        ledger.add([Row(PAPER.key, CLAIM.name, seed, "laptop", "cpu", claim_code(CLAIM), values=values, curves=curves)])
+    [path] = results.record(measured(ledger))
+    drawn = json.loads(path.read_text())["claims"][CLAIM.name]["curves"]["ELR"]
+    assert (drawn["mean"], drawn["low"], drawn["high"]) == ([0.5, 0.75], [0.5, 0.7], [0.5, 0.8])

@@ -119,10 +119,14 @@ def _others(rows: Mapping[int, Row]) -> list[Mapping[str, Any]]:
 
 
 def _curves(rows: Mapping[int, Row]) -> dict[str, Any]:
-    """Arm -> its line over seeds: mean, lowest and highest; where seeds have different x, every seed's own line."""
+    """Arm -> its line over seeds: mean, lowest and highest; where seeds have different x, every seed's own line.
+
+    Seeds in which an arm has no line, since its training diverged, say, are not part of it.
+    """
     lines: dict[str, Any] = {}
-    for arm in next(iter(rows.values())).curves:
-        found = [row.curves[arm] for row in rows.values()]
+    for arm in dict.fromkeys(arm for row in rows.values() for arm in row.curves):
+        there = {seed: row.curves[arm] for seed, row in rows.items() if arm in row.curves}
+        found = list(there.values())
         names = {"x_name": found[0]["x_name"], "y_name": found[0]["y_name"]}
         if all(line["x"] == found[0]["x"] for line in found):
             columns = [
@@ -138,7 +142,7 @@ def _curves(rows: Mapping[int, Row]) -> dict[str, Any]:
         else:
             lines[arm] = {
                 **names,
-                "seeds": {str(seed): {"x": row.curves[arm]["x"], "y": row.curves[arm]["y"]} for seed, row in rows.items()},
+                "seeds": {str(seed): {"x": line["x"], "y": line["y"]} for seed, line in there.items()},
             }
     return lines
 
