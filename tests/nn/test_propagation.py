@@ -89,6 +89,35 @@ def test_without_branches_layers_are_looked_at() -> None:
     assert seen["var"][0] == pytest.approx(net[1](rows).var(dim=0, correction=0).mean().item(), rel=1e-5)
 
 
+class Recurrent(nn.Module):
+    """Something recurrent or bilinear beside its input."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer(x, x) if isinstance(self.layer, nn.Bilinear) else self.layer(x)[0]
+        return x + 0.5 * out
+
+
+def test_layers_that_torch_computes_in_one_piece() -> None:
+    torch.manual_seed(0)
+    net, x = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True).eval(), torch.randn(20, 5, 8)
+    seen = signal_propagation(net, x)
+    assert len(seen) == 2  # attention, and the two linear layers
+    branch = net._sa_block(net.norm1(x), None, None)
+    assert seen.res_var[0] == pytest.approx(branch.var(dim=(0, 2), correction=0).mean().item(), rel=1e-4)
+    for layer in (
+        nn.LSTM(8, 8, batch_first=True),
+        nn.GRU(8, 8),
+        nn.RNN(8, 8),
+        nn.RNN(8, 8, nonlinearity="relu"),
+        nn.Bilinear(8, 8, 8),
+    ):
+        assert signal_propagation(Recurrent(layer), x).res_var.notna().tolist() == [True]
+
+
 class Looks(nn.Module):
     """What it does depends on what it sees; its answer is not a tensor."""
 

@@ -111,7 +111,9 @@ class _Known:
     unscaled: _Sums | None = None
 
 
-_LAYERS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear"}
+_LAYERS = {"conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear", "bilinear"}
+# What is within these is not seen: torch computes them in one piece. Their signals come first in what they return.
+_LAYERS |= {"multi_head_attention_forward", "lstm", "gru", "rnn_tanh", "rnn_relu"}
 _ADDITIONS = {"add", "add_", "__add__", "__radd__", "__iadd__"}
 _SCALINGS = {"mul", "mul_", "multiply", "__mul__", "__rmul__", "__imul__", "div", "div_", "__truediv__", "__itruediv__"}
 
@@ -164,7 +166,7 @@ class _Watch(TorchFunctionMode):
             if branch is not None:
                 self.blocks.append(_Place(block, _sums(out), branch))
             elif layer:
-                self.layers.append(_Place(block, _sums(out)))
+                self.layers.append(_Place(block, _sums(next(_tensors(out)))))
         return out
 
 
