@@ -96,8 +96,8 @@ def mixed(words: str, in_planes: int, width: float = 1.0, eps: float = 1e-3, cou
 def factorize(words: str, linear: bool = False) -> str:
     """The line of a block with every n x n convolution beyond 1x1 as one of 1 x n followed by one of n x 1.
 
-    The first of the two keeps the planes of its input, so that it needs a word before it in its branch; strided convolutions
-    stay as they are. ``"8 16k7"`` becomes ``"8 8k1x7 16k7x1"``.
+    The first of the two keeps the planes of its input, so that it needs a word before it in its branch; convolutions with an
+    ending (``/2``, ``v``, ``-``) stay as they are. ``"8 16k7"`` becomes ``"8 8k1x7 16k7x1"``.
 
     Args:
         words: the line.

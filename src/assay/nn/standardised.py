@@ -90,6 +90,8 @@ class WSConv2d(nn.Conv2d):
         guard: see :func:`standardise`.
 
     Shape: as ``nn.Conv2d``. ``gain`` is (out_channels,) and starts at 1; weights start as N(0, 1 / fan-in).
+
+    A filter of one weight (1x1 from one channel) is its own mean, and always 0: take a plain layer there.
     """
 
     def __init__(
@@ -127,6 +129,8 @@ class WSLinear(nn.Linear):
     """A linear layer with standardised rows; arguments as of ``nn.Linear`` and :class:`WSConv2d`.
 
     Shape: (..., in_features) -> (..., out_features). ``gain`` is (out_features,).
+
+    A row of one weight is its own mean, and always 0: take a plain layer there.
     """
 
     def __init__(

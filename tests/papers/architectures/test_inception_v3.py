@@ -119,6 +119,17 @@ def test_label_smoothing_with_a_prior_is_cross_entropy_with_the_mixed_target() -
     torch.testing.assert_close(smoothed_cross_entropy(logits, labels, 0.2, prior), F.cross_entropy(logits, target))
 
 
+def test_label_smoothing_as_a_treatment() -> None:
+    plain = Recipe(pictures(), model=partial(mlp, 144, 3))
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 3), torch.arange(6) % 3
+    found = label_smoothing(plain, eps=0.3).loss(logits, labels)  # type: ignore[operator]
+    torch.testing.assert_close(found, F.cross_entropy(logits, labels, label_smoothing=0.3))
+    prior = [0.5, 0.3, 0.2]
+    found = label_smoothing(plain, eps=0.3, prior=prior).loss(logits, labels)  # type: ignore[operator]
+    torch.testing.assert_close(found, F.cross_entropy(logits, 0.7 * F.one_hot(labels, 3) + 0.3 * torch.tensor(prior)))
+
+
 @pytest.mark.parametrize("aux", ["normalized", "plain", None])
 @pytest.mark.parametrize(("size", "channels", "stride"), [(28, 1, 2), (15, 3, 2), (7, 1, 1), (8, 1, 1), (64, 3, 2)])
 def test_small_networks_take_any_size(size: int, channels: int, stride: int, aux: str | None) -> None:
@@ -213,6 +224,16 @@ def test_the_papers_training_runs() -> None:
     trained = fit(paper_training(plain), seed=0)
     assert trained.history["train_loss"][-1] < 1.3
     optimizer = paper_training(plain).optimizer([torch.zeros(1, requires_grad=True)])
+    assert {name: optimizer.defaults[name] for name in ("lr", "alpha", "eps", "momentum")} == {
+        "lr": 0.045,
+        "alpha": 0.9,
+        "eps": 1.0,
+        "momentum": 0,
+    }
+    assert paper_training(plain).clip_norm == 2.0
+    logits, labels = torch.randn(4, 3), torch.arange(4) % 3
+    smoothed = paper_training(plain).loss(logits, labels)  # type: ignore[operator]
+    torch.testing.assert_close(smoothed, F.cross_entropy(logits, labels, label_smoothing=0.1))
     schedule = paper_training(plain).schedule
     assert schedule is not None
     falling = schedule(optimizer, 100)

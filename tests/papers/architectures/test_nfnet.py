@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -296,7 +297,25 @@ def test_networks_as_a_treatment(table: Dataset) -> None:
     trained = fit(own, seed=0)
     assert trained.model(torch.randn(2, 1, 12, 12)).shape == (2, 4)
     groups = own.optimizer(trained.model.parameters()).param_groups
+    assert all(group["nesterov"] and group["momentum"] == 0.9 for group in groups)
     assert {group["weight_decay"]: {min(p.dim(), 2) for p in group["params"]} for group in groups} == {2e-5: {2}, 0.0: {0, 1}}
+
+
+def test_beside_a_tiny_network_no_shortcut_is_dead() -> None:
+    recipe = pictures()
+    tiny = normalizer_free(recipe.replace(model=partial(mlp, 144, 4, ()))).model()
+    assert tiny.stem.conv.out_channels == 2
+    images = recipe.data.train.inputs
+    assert isinstance(images, Tensor)
+    assert tiny.stages(tiny.stem(images)).std(dim=0).min() > 0  # branches begin at nothing: what passes went around
+
+
+@pytest.mark.parametrize("make", [nf_resnet, partial(nfnet, 0)])
+def test_later_blocks_are_dropped_more_often(make: Callable[..., nn.Module]) -> None:
+    with torch.device("meta"):
+        blocks = [block for block in make(drop_path=0.4).modules() if isinstance(block, NFBlock)]
+    rates = [sum(hook.rate for hook in block.branch._forward_hooks.values()) for block in blocks]  # type: ignore[attr-defined]
+    assert rates == pytest.approx([0.4 * place / len(blocks) for place in range(len(blocks))])
 
 
 def test_probe_tells_of_every_block() -> None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-if TYPE_CHECKING:
-    pass
 
 Inducing = Literal["none", "global", "local"]
 Test = Literal["none", "global", "local", "image", "location"]

@@ -115,7 +115,7 @@ def normalizer_free(recipe: Recipe, depth: int = 20) -> Recipe:
     if any(isinstance(module, NFBlock) for module in now.modules()):
         raise AssayError("The network of this recipe has no normalisation already: leave normalizer_free out.")
     make = partial(cifar_nf_resnet, depth, num_classes=data.num_classes, in_channels=data.input_shape[0])
-    width = nearest_width(lambda width: make(width=width), parameters(now), range(1, 260))
+    width = nearest_width(lambda width: make(width=width), parameters(now), range(2, 260))  # 1x1 filters of one weight are 0
     return recipe.replace(model=partial(make, width=width))
 
 

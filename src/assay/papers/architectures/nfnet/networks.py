@@ -321,7 +321,8 @@ def nf_resnet(
         in_channels: channels of the input.
         style: ``None`` is ``timms("relu")``, of which there are weights; ``authors("relu", pooled=False)`` is the paper's.
         width: planes of the stem, 64 in the paper.
-        drop_path: how probable it is in training that an example goes without the last branch; it rises from 0. 2021a: 0.1.
+        drop_path: how probable it is in training that an example goes without a branch, times the share of all blocks that
+            lie before it. 2021a: 0.1.
         dropout: before the classifier, in training. 2021a: 0.25.
 
     Shape: (B, in_channels, H, W) -> (B, num_classes).
@@ -365,8 +366,8 @@ def nfnet(
         num_classes: number of logits.
         in_channels: channels of the input.
         style: ``None`` is ``authors("gelu")``, of which there are weights; ``timms("gelu")`` is what timm calls ``nfnet_f0``.
-        drop_path: how probable it is in training that an example goes without the last branch; it rises from 0. The paper
-            has 0.25 for all sizes.
+        drop_path: how probable it is in training that an example goes without a branch, times the share of all blocks that
+            lie before it. The paper has 0.25 for all sizes.
         dropout: before the classifier, in training; ``None`` is the paper's: 0.2 for F0 up to 0.5.
 
     Shape: (B, in_channels, H, W) -> (B, num_classes).
@@ -403,7 +404,7 @@ def cifar_nf_resnet(
 
     Args:
         depth: 20, 32, 44, 56, 110 ...
-        width: planes of the first stage; the others have twice and four times as many.
+        width: planes of the first stage, 2 or more with standardised filters; the others have twice and four times as many.
         num_classes: number of logits.
         in_channels: channels of the input.
         style: ``None`` is ``exact()``.
