@@ -286,6 +286,39 @@ def test_a_border_that_repeats_the_image_still_does() -> None:
         torch.testing.assert_close(moved, layer.prob(image).roll((2, 3), dims=(2, 3)))
 
 
+class Hidden(nn.Module):
+    """Decides by a number whether to rectify: no graph can be made of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(784, 9), nn.Linear(9, 9), nn.Linear(9, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.first(images.flatten(1))
+        hidden = self.second(hidden.relu() if float(hidden.max()) > 0 else hidden)
+        return self.last(hidden)
+
+
+def test_activations_that_are_functions_go_too_and_the_rest_stays() -> None:
+    torch.manual_seed(0)
+    plain = WideResNet(10, 1, 3, 1, dropout=0.5, base=4)
+    names = set(plain.state_dict())
+    net = with_sampling_units(plain)
+    assert not any(
+        "relu" in str(node.target) or "dropout" in str(node.target) for node in net.graph.nodes if node.op != "call_module"
+    )
+    weights = {name for name in net.state_dict() if not name.endswith("gain")}
+    assert weights == {name for name in names if ".bn" not in name and not name.startswith("bn")}
+    inner: list[Tensor] = []
+    last = [module for module in net.modules() if isinstance(module, NSMConv2d)][-1]
+    handle = last.register_forward_pre_hook(lambda _, given: inner.append(given[0].detach()))
+    net(torch.randn(4, 1, 28, 28))
+    handle.remove()
+    assert set(inner[0].unique().tolist()) == {-2.0, 0.0, 2.0}  # the sum of two states, of which the layer takes the sign
+    same = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    assert with_sampling_units(same) is same
+
+
 def test_treatment_learns_and_answers_the_same_again(table: Dataset) -> None:
     plain = Recipe(
         table, model=partial(mlp, 8, 2, (32, 16)), optimizer=partial(torch.optim.Adam, lr=1e-2), epochs=15, batch_size=32
@@ -296,9 +329,10 @@ def test_treatment_learns_and_answers_the_same_again(table: Dataset) -> None:
     images = Recipe(pictures(), model=partial(ConvNet, 1, 3, 28, (4, 8), 16), epochs=4, batch_size=20)
     treated = fit(neural_sampling_machine(paper_training(images), noise="gaussian", per_synapse=True, passes=4), 0)
     assert treated.logits().shape == (80, 3)
-    wide = images.replace(model=partial(WideResNet, 10, 1, 3, 1, base=4))
+    wide = images.replace(model=partial(WideResNet, 10, 1, 3, 1, dropout=0.3, base=4), epochs=1)
+    assert fit(neural_sampling_machine(wide, passes=2), 0).logits().isfinite().all()  # its ReLUs are functions
     with pytest.raises(AssayError, match="never negative"):
-        neural_sampling_machine(wide)  # its ReLUs are functions
+        neural_sampling_machine(images.replace(model=Hidden))
     with pytest.raises(AssayError, match="no hidden linear layer"):
         neural_sampling_machine(plain.replace(model=partial(nn.Linear, 8, 2)))
     with pytest.raises(AssayError, match="passes=0"):

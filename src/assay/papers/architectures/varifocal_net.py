@@ -437,7 +437,7 @@ def varifocal(recipe: Recipe, shares: Shares = (0.4, 0.4, 0.2), warm: float = 0.
     """
     data = recipe.data
     if data.task != "classification" or len(data.input_shape) != 3 or min(data.input_shape[1:]) < 16:
-        raise AssayError(f"There is nothing to zoom into in {data.name!r}: varifocal networks are for classes of images.")
+        raise AssayError(f"There is nothing to zoom into in {data.name!r}: give images of at least 16 pixels with classes.")
     if any(isinstance(hook, Stages) for hook in recipe.hooks):
         raise AssayError("The network of this recipe is a varifocal one already: leave one of them out.")
     channels, height, width = data.input_shape

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from sklearn.metrics import roc_auc_score
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
@@ -193,6 +193,12 @@ def paper_training(recipe: Recipe) -> Recipe:
 
 # ------------------------------------------------------------------------------------------------- other people's networks
 
+#: What a forward may call in the place of such a module, or of dropout.
+_FUNCTIONS = {
+    *("relu", "relu_", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "hardtanh"),
+    *("tanh", "tanh_", "sigmoid", "sigmoid_", "softplus", "dropout", "dropout2d"),
+}
+
 _NO_UNITS = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax)  # of torch's activations those that join several units
 
 
@@ -203,13 +209,15 @@ def with_sampling_units(model: nn.Module, noise: Noise = "bernoulli", per_synaps
     normalisation and dropout after them become nothing: a unit is all of that.
 
     Args:
-        model: of layers with modules for activations; it is changed and returned. The first layer takes inputs as they are.
+        model: its layers are changed, and it is returned; where its forward calls activations as functions, a graph of it
+            without them (``torch.fx``). The first layer takes inputs as they are.
         noise: ``"bernoulli"`` or ``"gaussian"``; how strong it is would not matter, the gains make up for it.
         per_synapse: as for :class:`NSMLinear`.
 
     Raises:
         AssayError: there is no hidden layer of these kinds.
     """
+    model = _without_functions(model)
     named = dict(model.named_modules())
     weighty = [name for name, module in named.items() if any(own.dim() > 1 for own in module.parameters(recurse=False))]
     hidden = [name for name in weighty[:-1] if type(named[name]) in (nn.Linear, nn.Conv2d)]
@@ -227,6 +235,30 @@ def with_sampling_units(model: nn.Module, noise: Noise = "bernoulli", per_synaps
     return model
 
 
+def _without_functions(model: nn.Module) -> nn.Module:
+    """The network itself, or a graph of it without the activations that it calls as functions."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        graphs = [fx.symbolic_trace(model.train(mode)) for mode in (False, True)]
+    except Exception:  # whatever a forward does that cannot be followed; a network of modules needs no graph
+        return model
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    found = 0
+    for graph in graphs:
+        for node in graph.graph.nodes:
+            name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+            if node.op in ("call_function", "call_method") and name in _FUNCTIONS:
+                node.replace_all_uses_with(node.all_input_nodes[0])
+                graph.graph.erase_node(node)
+                found += 1
+        graph.recompile()
+    evaluating, training = graphs
+    # Where training differs from evaluation in more than dropout, no one graph is the network.
+    return training if found and training.code == evaluating.code else model
+
+
 def _sampling(build: Callable[[], nn.Module], noise: Noise, per_synapse: bool, passes: int) -> MonteCarlo:
     return MonteCarlo(with_sampling_units(build(), noise, per_synapse), passes)
 
@@ -236,13 +268,13 @@ def neural_sampling_machine(recipe: Recipe, noise: Noise = "bernoulli", per_syna
     """Make the hidden units of the recipe's network noisy thresholds, and average over the noise when it is used.
 
     Args:
-        recipe: of a classifier with hidden linear layers or 2-d convolutions, and modules for its activations.
+        recipe: of a classifier with hidden linear layers or 2-d convolutions.
         noise: ``"bernoulli"`` or ``"gaussian"``.
         per_synapse: see :class:`NSMLinear`.
         passes: of an evaluation, at least one; its cost grows with them.
 
     Raises:
-        AssayError: the data have no classes, or the network no such layers, or rectifies where no module says so; or no passes.
+        AssayError: the data have no classes, or the network no such layers, or rectifies where it cannot be seen; or no passes.
     """
     data = recipe.data
     if data.task != "classification":
@@ -257,7 +289,7 @@ def neural_sampling_machine(recipe: Recipe, noise: Noise = "bernoulli", per_syna
 
 
 def _require_signs(net: nn.Module, examples: Tensor) -> None:
-    """Units see -1 and 1: where a function that is no module rectifies between two layers, the second sees nothing but 1."""
+    """Units see -1 and 1: where something that was not found rectifies between two layers, the second sees nothing but 1."""
     dead: list[str] = []
 
     def look(name: str, _: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -274,8 +306,8 @@ def _require_signs(net: nn.Module, examples: Tensor) -> None:
             handle.remove()
     if dead:
         raise AssayError(
-            f"What the network's layer {dead[0]!r} sees is never negative, so that threshold units would always see the same: "
-            "write its activations as modules (nn.ReLU) instead of functions."
+            f"What the network's layer {dead[0]!r} sees is never negative, so that threshold units would always see the same, "
+            "and its activations cannot be found: write them as modules (nn.ReLU)."
         )
 
 
