@@ -42,6 +42,7 @@ from assay.papers.architectures.neural_sampling_machine.layers import (
 )
 from assay.papers.architectures.resnet import cifar_resnet
 from assay.papers.architectures.wide_resnet import WideResNet
+from assay.papers.robust.very_large_dropout import dropping
 from assay.recipe import Recipe
 from assay.train.loop import fit
 
@@ -315,6 +316,8 @@ def test_activations_that_are_functions_go_too_and_the_rest_stays() -> None:
     net(torch.randn(4, 1, 28, 28))
     handle.remove()
     assert set(inner[0].unique().tolist()) == {-2.0, 0.0, 2.0}  # the sum of two states, of which the layer takes the sign
+    head = [module for module in with_sampling_units(dropping(mlp(8, 3), 0.9)).modules() if hasattr(module, "rate")]
+    assert len(head) == 1  # another method's dropout before the read-out is none of ours
     same = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
     assert with_sampling_units(same) is same
 

@@ -235,11 +235,18 @@ def with_sampling_units(model: nn.Module, noise: Noise = "bernoulli", per_synaps
     return model
 
 
+class _Tracer(fx.Tracer):
+    """Layers with weights of their own stay whole, whatever they call."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or next(m.parameters(recurse=False), None) is not None
+
+
 def _without_functions(model: nn.Module) -> nn.Module:
     """The network itself, or a graph of it without the activations that it calls as functions."""
     modes = {module: module.training for module in model.modules()}
     try:
-        graphs = [fx.symbolic_trace(model.train(mode)) for mode in (False, True)]
+        graphs = [fx.GraphModule(model, _Tracer().trace(model.train(mode))) for mode in (False, True)]
     except Exception:  # whatever a forward does that cannot be followed; a network of modules needs no graph
         return model
     finally:
