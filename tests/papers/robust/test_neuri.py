@@ -231,6 +231,11 @@ def test_meaningless_results_are_left_out():
 # ---- backends, planted bugs, making smaller
 
 
+def test_of_nothing_nothing_is_said() -> None:
+    model = Model((Input((0, 3)),), (Node(key("torch.exp(x0) (2,)"), (0,)),))
+    assert not reference(model).stable
+
+
 def test_backends_agree_on_a_model(known):
     model = Model((Input((2, 3)), Input((3, 2))), (Node(key("x0 @ x1 (2, 2)"), (0, 1)), Node(key("torch.exp(x0) (2,)"), (2,))))
     right = reference(model)

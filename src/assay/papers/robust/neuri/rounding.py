@@ -70,6 +70,8 @@ def reference(model: Model) -> Reference:
     stable = True
     for node in model.nodes:
         value, bound = step(node, [values[k] for k in node.operands], [bounds[k] for k in node.operands], unit, least)
+        if not value.numel():  # of nothing there is nothing to compare
+            return Reference((), (), False)
         values.append(value)
         bounds.append(bound)
         size = value.abs().max()

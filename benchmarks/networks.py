@@ -1,0 +1,133 @@
+"""Standard networks against those of torchvision and timm: parameters, outputs with the same random weights, processor time.
+
+    python benchmarks/networks.py [NAME ...]    measures and prints the table of docs/architectures.md
+
+One thread; both sides take turns on 32 pictures of 64 x 64 and on 4 of 224 x 224, and the median of three ratios counts.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+LIBRARY = torch.library.Library("torchvision", "DEF")  # torchvision's import fails beside a CPU build for want of these two
+LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+ROUNDS = 3
+SHAPES = ((32, 3, 64, 64), (4, 3, 224, 224))
+LARGE = ((8, 3, 96, 96), (4, 3, 224, 224))  # for networks that get nothing through from 64 x 64
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Our network and the peer's."""
+
+    peer: Callable[[], nn.Module]
+    ours: Callable[[Mapping[str, Tensor]], nn.Module]
+    shapes: tuple[tuple[int, ...], ...] = SHAPES
+
+
+def pairs() -> dict[str, Pair]:
+    """Call -> both sides; ours is filled with the peer's weights."""
+    import timm
+    import torchvision
+
+    from assay.papers.architectures import inception_resnet, inception_v3, nfnet, resnet, vgg, wide_resnet
+
+    def of(make: Callable[[], Any], load: Callable[[Any, Any], nn.Module]) -> Callable[[Mapping[str, Tensor]], nn.Module]:
+        return lambda weights: load(make(), weights)
+
+    def filled(net: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+        net.load_state_dict(weights)
+        return net
+
+    models, create = torchvision.models, timm.create_model
+    plain_inception = lambda: models.inception_v3(aux_logits=False, init_weights=False)  # noqa: E731
+    return {
+        "resnet18()": Pair(models.resnet18, of(resnet.resnet18, resnet.load_pretrained)),
+        "resnet50()": Pair(models.resnet50, of(resnet.resnet50, resnet.load_pretrained)),
+        "wide_resnet50_2()": Pair(models.wide_resnet50_2, of(wide_resnet.wide_resnet50_2, resnet.load_pretrained)),
+        "vgg16()": Pair(models.vgg16, of(vgg.vgg16, filled), ((4, 3, 224, 224),)),
+        "vgg16_bn()": Pair(models.vgg16_bn, of(vgg.vgg16_bn, filled), ((4, 3, 224, 224),)),
+        "inception_v3(aux=None)": Pair(
+            plain_inception, of(lambda: inception_v3.inception_v3(aux=None), inception_v3.load_pretrained), LARGE
+        ),
+        "inception_v4()": Pair(
+            lambda: create("inception_v4"), of(inception_resnet.inception_v4, inception_resnet.load_pretrained), LARGE
+        ),
+        "inception_resnet_v2()": Pair(
+            lambda: create("inception_resnet_v2"),
+            of(inception_resnet.inception_resnet_v2, inception_resnet.load_pretrained),
+            LARGE,
+        ),
+        "nf_resnet50()": Pair(lambda: create("nf_resnet50"), of(nfnet.nf_resnet50, nfnet.load_pretrained)),
+        "nfnet_f0()": Pair(lambda: create("nfnet_f0"), of(nfnet.nfnet_f0, nfnet.load_pretrained)),
+    }
+
+
+def seconds(do: Callable[[], object]) -> float:
+    """Processor time."""
+    began = time.process_time()
+    do()
+    return time.process_time() - began
+
+
+def forward(net: nn.Module, images: Tensor) -> Callable[[], Tensor]:
+    """Inference."""
+
+    def run() -> Tensor:
+        with torch.no_grad():
+            answers: Tensor = net.eval()(images)
+        return answers
+
+    return run
+
+
+def training(net: nn.Module, images: Tensor) -> Callable[[], None]:
+    """A step up to the gradients."""
+
+    def run() -> None:
+        net.train().zero_grad(set_to_none=True)
+        nn.functional.cross_entropy(net(images), torch.arange(len(images))).backward()
+
+    return run
+
+
+def ratio(ours: Callable[[], object], peer: Callable[[], object]) -> float:
+    """Median of peer / ours."""
+    ours(), peer()
+    return statistics.median([1 / (seconds(ours) / seconds(peer)) for _ in range(ROUNDS)])
+
+
+def main(wanted: list[str]) -> None:
+    """Measure, print."""
+    torch.set_num_threads(1)
+    print(
+        "| network | parameters | the peer's | largest difference | forward | forward and backward |\n|---|---|---|---|---|---|"
+    )
+    for name, pair in pairs().items():
+        if wanted and not any(part in name for part in wanted):
+            continue
+        torch.manual_seed(0)
+        peer = pair.peer()
+        ours = pair.ours(peer.state_dict())
+        sizes = [sum(p.numel() for p in net.parameters()) for net in (ours, peer)]
+        batches = [torch.randn(shape) for shape in pair.shapes]
+        away = max(((forward(ours, b)() - (told := forward(peer, b)())).abs().max() / told.abs().max()).item() for b in batches)
+        forwards, steps = (
+            " and ".join(f"{ratio(kind(ours, batch), kind(peer, batch)):.2f}" for batch in batches)
+            for kind in (forward, training)
+        )
+        print(f"| `{name}` | {sizes[0]:,} | {sizes[1]:,} | {away:.0e} | {forwards} | {steps} |", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
