@@ -10,6 +10,7 @@ from assay.data import Dataset, load
 from assay.errors import AssayError
 from assay.lab import Lab
 from assay.nn import mlp
+from assay.nn.collapse import last_layer
 from assay.papers.labels.elr import elr
 from assay.papers.robust.very_large_dropout import (
     LargeDropoutHead,
@@ -73,15 +74,31 @@ def test_a_rate_of_zero_trains_as_without(table: Dataset) -> None:
 
 def test_only_the_last_linear_layer_drops() -> None:
     model = dropping(mlp(8, 2))
-    assert [type(module) for module in model.modules() if isinstance(module, (nn.Linear, _Dropping))][-1] is _Dropping
+    assert [type(module) for module in model.modules() if isinstance(module, nn.Linear)][-1] is _Dropping
     assert sum(isinstance(module, _Dropping) for module in model.modules()) == 1
-    single = dropping(nn.Linear(4, 2))
+    single = dropping(nn.Linear(4, 2, bias=False))
+    assert list(single.state_dict()) == ["weight"]
     assert single.eval()(torch.ones(1, 4)).shape == (1, 2)
     with pytest.raises(AssayError, match="no linear layer"):
         dropping(nn.Conv2d(1, 1, 3))
     for rate in (-0.1, 1.0):
         with pytest.raises(AssayError, match="rate of a dropout"):
             dropping(mlp(8, 2), rate)
+
+
+def test_others_still_find_the_last_layer_and_what_goes_into_it(inputs: Tensor) -> None:
+    """Losses and probes look for the last linear layer; without this they would silently take the one before."""
+    torch.manual_seed(0)
+    plain = mlp(8, 2, (16,))
+    before, state = last_layer(plain, inputs), torch.get_rng_state()
+    model = dropping(plain)
+    assert torch.equal(torch.get_rng_state(), state)
+    seen = last_layer(model, inputs)
+    assert seen.name == before.name
+    assert torch.equal(seen.features, before.features)
+    assert torch.equal(seen.weight, before.weight)
+    again = dropping(model, 0.5)
+    assert [module.rate for module in again.modules() if isinstance(module, _Dropping)] == [0.5]
 
 
 def test_it_works_beside_other_treatments(table: Dataset) -> None:

@@ -64,11 +64,11 @@ class LargeDropoutHead(nn.Module):
         return logits
 
 
-class _Dropping(nn.Module):
-    """A linear layer that drops its inputs in training; its weights keep their names."""
+class _Dropping(nn.Linear):
+    """A linear layer that drops its inputs in training; its weights keep their names, and it is still the last linear layer."""
 
     def __init__(self, layer: nn.Linear, rate: float) -> None:
-        super().__init__()
+        super().__init__(layer.in_features, layer.out_features, device="meta")  # draws nothing: the weights are the layer's
         self.weight, self.bias, self.rate = layer.weight, layer.bias, rate
 
     def forward(self, features: Tensor) -> Tensor:
@@ -77,6 +77,8 @@ class _Dropping(nn.Module):
 
 def dropping(model: nn.Module, rate: float = 0.9) -> nn.Module:
     """The network with a dropout before its last linear layer; weights and their names stay as they are.
+
+    In a network of this kind already, the rate is replaced.
 
     Args:
         model: any network whose last linear layer gives the logits; it is changed and returned.
@@ -89,11 +91,11 @@ def dropping(model: nn.Module, rate: float = 0.9) -> nn.Module:
     found = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     if not found:
         raise AssayError("The network has no linear layer before which features could be dropped.")
-    if not found[-1]:
-        return nn.Sequential(nn.Dropout(rate), model)
-    parent, _, name = found[-1].rpartition(".")
     layer = model.get_submodule(found[-1])
     assert isinstance(layer, nn.Linear)
+    if layer is model:
+        return _Dropping(layer, rate)
+    parent, _, name = found[-1].rpartition(".")
     setattr(model.get_submodule(parent), name, _Dropping(layer, rate))
     return model
 
