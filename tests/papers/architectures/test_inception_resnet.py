@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from assay.data import Dataset, Split
-from assay.errors import AssayError
+from assay.errors import AssayError, Diverged
 from assay.lab import Lab
 from assay.nn import mlp
 from assay.nn.inception import mixed
@@ -61,7 +61,7 @@ def test_outputs_equal_timms_with_its_weights(name: str, make: partial[nn.Sequen
         load_pretrained(other, theirs.state_dict())
 
 
-def test_blocks_are_as_many_as_in_the_paper() -> None:
+def test_blocks_are_as_many_as_in_the_released_network() -> None:
     with torch.device("meta"):
         stages = inception_resnet_v2().get_submodule("stages")
     blocks = [[m for m in stage if isinstance(m, ResidualScale)] for stage in stages]  # type: ignore[attr-defined]
@@ -99,8 +99,23 @@ def test_pure_and_residual_networks_cost_the_same_and_start_alike() -> None:
     assert len(filters[0]) == len(filters[1])
     assert all(torch.equal(one, other) for one, other in zip(*filters, strict=True))
     assert macs(nets[0], (1, 28, 28)) == macs(nets[1], (1, 28, 28))
+    norms = [sum(isinstance(m, nn.BatchNorm2d) for m in net.modules()) for net in nets]
+    assert norms[1] == norms[0] + 3  # one behind each block of the pure network, none on the expansion of a residual one
     assert parameters(small(10, 1)) < 100_000
     assert macs(small(10, 1), (1, 28, 28)) < 10_000_000
+
+
+def test_filters_start_with_hes_variance_and_biases_with_zero() -> None:
+    torch.manual_seed(0)
+    net = small_inception_resnet(width=8.0, blocks=(1, 1))
+    for block in (m for m in net.modules() if isinstance(m, ResidualScale)):
+        assert block.expand.bias is not None
+        assert not block.expand.bias.any()
+        for conv in (m for m in block.modules() if isinstance(m, nn.Conv2d)):
+            assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / conv.weight[0].numel()), rel=0.05)
+    with torch.device("meta"):
+        for big in (inception_v4(), inception_resnet_v2()):
+            assert big.get_submodule("head.dropout").p == 0.2
 
 
 @pytest.mark.parametrize("residual", [True, False])
@@ -165,3 +180,22 @@ def test_claims_at_smoke_scale(home: object) -> None:
         paper.lower_rates_do_not_save_wide_nets,
     ):
         assert len(measure(lab)) == 2
+    wide = paper.scaling_saves_wide_nets(lab) | paper.lower_rates_do_not_save_wide_nets(lab)
+    assert {arm: tuple(curve.x) for arm, curve in wide.items()} == {  # type: ignore[union-attr]
+        "scale 1": (0.2, 0.4),
+        "scale 0.1": (0.2, 0.4),
+        "scale 1, a tenth of the rate": pytest.approx((0.02, 0.04)),
+    }
+
+
+def test_a_training_that_diverges_counts_as_dead(home: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    lab = Lab(scale="smoke")
+
+    def diverges(recipe: Recipe) -> None:
+        raise Diverged("the loss is not finite")
+
+    monkeypatch.setattr(lab, "train", diverges)
+    assert {arm: curve.value for arm, curve in paper.scaling_saves_wide_nets(lab).items()} == {  # type: ignore[union-attr]
+        "scale 1": 1.0,
+        "scale 0.1": 1.0,
+    }

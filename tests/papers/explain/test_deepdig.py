@@ -151,15 +151,16 @@ def test_boundary_points_are_on_the_boundary(trained):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     again = deepdig(model, said(model, inputs, 0), 0, 1, steps=250, batch_size=32)
     assert torch.equal(found.bisected.samples, again.bisected.samples)
-    # The pair was made to lie close together: closer than examples of both classes do.
+    # The pair was made to lie close together, and near the example that it is of: closer than examples of both classes do.
     apart = [
         torch.linalg.vector_norm(one - other, dim=1).mean()
         for one, other in (
             (found.adversarial, found.back),
+            (found.adversarial, said(model, inputs, 0)[found.origin]),
             random_pairs(said(model, inputs, 0), said(model, inputs, 1), torch.Generator().manual_seed(0)),
         )
     ]
-    assert apart[0] < apart[1]
+    assert apart[0] < apart[1] < apart[2]
 
 
 def test_range_of_inputs(trained):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from assay.attack import pgd
-from assay.data import Dataset
+from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.lab import Lab
 from assay.nn import mlp
@@ -139,6 +139,21 @@ def test_training_on_bounds_narrows_them(table):
     other = fit(ibp(elr(rows(table)), eps=0.2), seed=0).model
     assert verified_accuracy(both, inputs, labels, 0.2) > proved[0] + 0.05
     torch.testing.assert_close(both(inputs), other(inputs))
+
+
+def test_boxes_end_where_pixels_end_and_columns_have_no_end(table: Dataset) -> None:
+    """A box of pixels is clipped to the values that there are; words and numbers to predict are refused."""
+    split = Split(torch.rand(12, 1, 4, 4) * 3 - 1, torch.arange(12) % 2)
+    images = Dataset("pictures", "classification", split, split, split, ("a", "b"))
+    loss = ibp(Recipe(images, model=partial(mlp, 16, 2)), eps=0.2).loss
+    assert loss.arguments["clip"] == (split.inputs.min().item(), split.inputs.max().item())
+    assert ibp(rows(table), eps=0.2).loss.arguments["clip"] is None
+    words = Split(torch.randint(5, (12, 3)), split.labels)
+    with pytest.raises(AssayError, match="words have none"):
+        ibp(Recipe(Dataset("texts", "classification", words, words, words, ("a", "b")), model=partial(mlp, 3, 2)))
+    numbers = Split(split.inputs, torch.rand(12))
+    with pytest.raises(AssayError, match="has no classes"):
+        ibp(Recipe(Dataset("numbers", "regression", numbers, numbers, numbers, ()), model=partial(mlp, 16, 1)))
 
 
 def test_small_network_has_the_papers_shape():

@@ -8,12 +8,13 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from assay.data import load
 from assay.errors import AssayError
 from assay.lab import Lab
 from assay.nn import lenet, mlp
-from assay.nn.collapse import last_layer
+from assay.nn.collapse import LastLayer, last_layer
 from assay.papers.robust.intermediate_layer_classifiers import (
     LAST,
     IntermediateLayerClassifier,
@@ -75,6 +76,8 @@ def test_the_last_classifier_begins_as_the_network_ends(net: nn.Sequential, poin
     inputs, labels = points
     found = IntermediateLayerClassifier(net, epochs=0).fit(inputs, labels)
     assert torch.allclose(found.decision_function(inputs, LAST), net(inputs), atol=1e-6)
+    cold = IntermediateLayerClassifier(net, epochs=0, warm=False).fit(inputs, labels)
+    assert not torch.allclose(cold.decision_function(inputs, LAST), net(inputs), atol=0.1)
 
 
 def test_without_a_penalty_it_is_logistic_regression(net: nn.Sequential, points: tuple[Tensor, Tensor]) -> None:
@@ -94,6 +97,26 @@ def test_without_a_penalty_it_is_logistic_regression(net: nn.Sequential, points:
     loss = -np.log(probabilities[np.arange(90), labels]).mean()
     best = -np.log(peer.predict_proba(few[name].numpy())[np.arange(90), labels]).mean()
     assert best - 1e-6 <= loss < best + 0.1
+
+
+@pytest.mark.parametrize(("factor", "silent"), [(1.3, True), (0.5, False), (-1.3, False)])
+def test_a_penalty_above_the_slope_at_zero_silences_the_weights(factor: float, silent: bool) -> None:
+    """CE + penalty |W| (not squared) is least at W = 0 just where the slope of CE there is no steeper than the penalty.
+
+    Nine of ten examples are of class 0, so that a classifier without weights always says 0, and is right of the validation
+    examples, which the feature says to be of class 1.
+    """
+    labels = (torch.arange(400) % 10 == 0).long()
+    values = torch.where(labels == 1, 3.0, 0.0)[:, None]
+    slope = torch.zeros(2, 1, requires_grad=True)
+    F.cross_entropy(values @ slope.T + torch.tensor([0.9, 0.1]).log(), labels).backward()
+    assert slope.grad is not None
+    penalty = factor * slope.grad.norm().item()
+    fit = partial(IntermediateLayerClassifier, nn.Identity(), epochs=300, learning_rate=0.02, batch_size=400)
+    away = {LAST: torch.full((5, 1), 12.0)}
+    head = LastLayer(values, torch.tensor([[-2.0], [2.0]]), torch.zeros(2), "head")
+    found = fit(penalty=penalty).fit_features({LAST: values}, labels, away, torch.zeros(5, dtype=torch.int64), head)
+    assert (found.scores_[LAST] == 1) == silent
 
 
 def test_a_layer_that_keeps_what_the_last_has_lost_is_found(points: tuple[Tensor, Tensor]) -> None:

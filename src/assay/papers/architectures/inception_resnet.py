@@ -12,8 +12,11 @@ for every picture, and it never recovers. Lower rates and more normalisation did
 0.3 does, and costs nothing: the sum then grows slowly from block to block, and a step of the optimizer moves it little.
 
 Source: Szegedy, Ioffe, Vanhoucke and Alemi, "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning",
-AAAI 2017; table and figure numbers are those of the arXiv version. The paper names a range for s; its three values, the last
-block (scale 1, no ReLU) and the layer of 1536 planes behind it are those of the authors' released network.
+AAAI 2017; table and figure numbers are those of the arXiv version. Inception-v4 is the paper's. Inception-ResNet-v2 is the
+authors' released network, which has the paper's name and a similar price, and is another: the stem of Inception-v3 and an
+Inception block in place of the stem of Inception-v4, 10, 20 and 10 residual blocks in place of 5, 10 and 5, which carry 320,
+1088 and 2080 planes in place of 384, 1154 and 2048, the last with scale 1 and no ReLU, and a layer of 1536 planes behind them.
+The paper names a range for s; the three values are the released network's, too.
 """
 
 from __future__ import annotations
@@ -88,7 +91,8 @@ V4_STAGES = (
     ),
 )
 
-#: Inception-ResNet-v2 (Fig. 15 to 19): of each stage the block that leads to it, the branches of a residual block, how many.
+#: Inception-ResNet-v2, as released: of each stage the block that leads to it, the branches of a residual block (as in Fig. 16,
+#: 17 and 19), how many.
 RESNET_V2 = (
     ("96 | 48 64k5 | 64 96k3 96k3 | avg 64", "32 | 32 32k3 | 32 48k3 64k3", 10),
     ("384k3/2 | 256 256k3 384k3/2 | max", "192 | 128 160k1x7 192k7x1", 20),
@@ -131,7 +135,7 @@ def inception_resnet_v2(
     width: float = 1.0,
     dropout: float = 0.2,
 ) -> nn.Sequential:
-    """The residual network at the price of Inception-v4: modules stem, stages, head, in channels_last.
+    """The residual network at about the price of Inception-v4, as released: modules stem, stages, head, in channels_last.
 
     Args:
         num_classes: number of logits.
