@@ -215,6 +215,12 @@ def test_the_treatment_trains_composes_and_refuses(table: Dataset) -> None:
         paper.frame_vote(plain.replace(data=table))
     with pytest.raises(AssayError, match="between 0 and 1"):
         paper.frame_vote(plain, share=1.5)
+    with pytest.raises(AssayError, match="0 windows vote"):
+        paper.frame_vote(plain, windows=0)
+    with pytest.raises(AssayError, match="votes over windows already"):
+        paper.frame_vote(elr(paper.frame_vote(plain)))
+    with pytest.raises(AssayError, match="windows of 15 of 30 columns"):
+        paper.frame_vote(plain.replace(model=lambda: nn.Sequential(nn.Flatten(), nn.Linear(180, 2))))
 
 
 # --------------------------------------------------------------------------------------------------------- claims

@@ -1,6 +1,8 @@
 """Varifocal networks: zooming by hand, stages that leave each other alone, dispatch, and the claims at smoke scale."""
 
 from functools import partial
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -40,7 +42,9 @@ from assay.papers.architectures.varifocal_net import (
     zoom,
     zoom_helps,
 )
-from assay.recipe import Recipe
+from assay.papers.labels.elr import elr
+from assay.recipe import Corrected, Recipe
+from assay.train.hooks import Run
 from assay.train.loop import fit, with_weights
 from assay.train.schedules import cosine
 
@@ -189,6 +193,20 @@ def test_stages_come_in_their_order_each_with_the_whole_schedule() -> None:
         fit(recipe(dots()).replace(model=partial(ConvNet, 1, 3, 32), hooks=(Stages(),)), 0)
 
 
+def test_whose_turn_it_is() -> None:
+    """Of twenty steps 8 are the global half's, 8 the local half's (the first 4 of them with squares pulled), 4 the last net's."""
+    net, hook, turns = varifocal_net(3, 1, 1, 4, 1), Stages((0.4, 0.4, 0.2), warm=0.5), []
+    for step in range(20):
+        hook.before_forward(cast("Run", SimpleNamespace(model=net, step=step, steps_per_epoch=4, epochs=5)))
+        turns.append((net.part, net.pulled))
+    assert turns == [("global", False)] * 8 + [("local", True)] * 4 + [("local", False)] * 4 + [("both", False)] * 4
+    hook.before_forward(cast("Run", SimpleNamespace(model=net, step=0, steps_per_epoch=4, epochs=5)))
+    hook.after_epoch(cast("Run", SimpleNamespace(model=net, epoch=4, epochs=5)))
+    assert net.part == "global"
+    hook.after_epoch(cast("Run", SimpleNamespace(model=net, epoch=5, epochs=5)))
+    assert net.part == "both"
+
+
 def test_in_the_warm_part_squares_are_pulled_and_then_left_alone() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(varifocal_net(3, 1, 1, 4, 1))
@@ -226,6 +244,9 @@ def test_the_treatment_is_as_large_as_what_it_replaces_and_says_what_does_not_fi
     assert fit(treated.replace(epochs=1), 0).logits().shape == (40, 3)
     with pytest.raises(AssayError, match="already"):
         varifocal(treated)
+    for both in (elr(varifocal(plain)), varifocal(elr(plain))):
+        assert isinstance(both.loss, Corrected)
+        assert fit(both.replace(epochs=1), 0).logits().isfinite().all()
     with pytest.raises(AssayError, match="nothing to zoom into"):
         varifocal(plain.replace(data=table))
     with pytest.raises(AssayError, match="another method took its place"):
@@ -266,11 +287,8 @@ def test_canvases_by_hand() -> None:
     assert 10**2 / 2 * 0.9 < area.min() < 100
     assert 200 < area.max() < 24**2 / 2 * 1.1
     rows = torch.arange(48) + 0.5
-    for way, place in ((0, 0), (1, 1)):
-        some = canvases[turned == way]
-        assert len(some) > 5
-        assert some.amax() <= 1
-        assert (some.sum(dim=(1, 3)) * rows).sum(dim=1).isfinite().all(), place
+    assert canvases.max() <= 1
+    assert 5 < turned.sum() < 35
     mixed = torch.zeros(40, 1, 28, 28)
     mixed[:, :, :14], mixed[:, :, 14:] = 1.0, 0.5
     canvases = on_canvases(mixed, seed=3, strokes=0)["images"]

@@ -264,7 +264,8 @@ def frame_vote(recipe: Recipe, share: float = 0.5, windows: int = 9) -> Recipe:
         windows: that vote.
 
     Raises:
-        AssayError: the inputs have no time, or the share is not in (0, 1).
+        AssayError: the inputs have no time, the share is not in (0, 1), no window votes, the network takes one length only, or it
+            votes already.
     """
     inputs = recipe.data.train.inputs
     if recipe.data.task != "classification" or not isinstance(inputs, Tensor) or inputs.dim() != 3:
@@ -273,7 +274,20 @@ def frame_vote(recipe: Recipe, share: float = 0.5, windows: int = 9) -> Recipe:
         )
     if not 0 < share < 1:
         raise AssayError(f"frame_vote was given windows of a share of {share}; give one between 0 and 1.")
+    if windows < 1:
+        raise AssayError(f"frame_vote lets {windows} windows vote; give at least 1.")
     width = max(1, round(share * inputs.shape[2]))
+    with torch.device("meta"):
+        net = recipe.model().eval()
+        if any(isinstance(module, FrameVote) for module in net.modules()):
+            raise AssayError("The network of this recipe votes over windows already: leave frame_vote out.")
+        try:
+            net(torch.empty(2, inputs.shape[1], width, dtype=inputs.dtype))
+        except (RuntimeError, ValueError) as error:
+            raise AssayError(
+                f"frame_vote gives the network windows of {width} of {inputs.shape[2]} columns, which it does not take: give the "
+                "recipe a network for inputs of any length, as AudioCNN."
+            ) from error
     cut = partial(random_window, width=width)
     augment = cut if recipe.augment is None else partial(in_turn, steps=(recipe.augment, cut))
     return recipe.replace(model=partial(FrameVote, recipe.model, width, windows), augment=augment)

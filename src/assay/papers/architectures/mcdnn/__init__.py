@@ -30,7 +30,7 @@ from assay.data.mapped import map_inputs
 from assay.errors import AssayError
 from assay.paper import Configuration, Cost, Curve, Higher, Lower, Reported, Score, claim
 from assay.papers.architectures.ciresan_cnn import CiresanCNN, deformed, framed, line_for
-from assay.papers.architectures.mcdnn.preprocess import Adjust, Contrast, Equalize, LocalEqualize, WidthNormalize
+from assay.papers.architectures.mcdnn.preprocess import Adjust, Contrast, Equalize, Ground, LocalEqualize, WidthNormalize
 from assay.recipe import Recipe, per_example, treatment, with_loss
 from assay.train.schedules import exponential
 
@@ -47,6 +47,7 @@ __all__ = [
     "ColumnsLoss",
     "Contrast",
     "Equalize",
+    "Ground",
     "LocalEqualize",
     "MultiColumn",
     "WidthNormalize",
@@ -151,7 +152,8 @@ def photo_ways(channels: int) -> list[nn.Module]:
 
 def digit_ways(canvas: int, widths: Sequence[float] = (10 / 29, 12 / 29, 14 / 29, 16 / 29, 18 / 29, 20 / 29)) -> list[nn.Module]:
     """The seven preprocessings for bright writing on a dark ground: none, and six widths, shares of a square canvas."""
-    return [nn.Identity(), *(WidthNormalize(max(2, round(share * canvas)), canvas) for share in widths)]
+    scaled = (WidthNormalize(max(2, round(share * canvas)), canvas) for share in widths)
+    return [nn.Identity(), *(nn.Sequential(Ground(), way) for way in scaled)]
 
 
 def _committee(make: Callable[[], nn.Module], columns: int, in_shape: tuple[int, ...], ways: str) -> MultiColumn:
@@ -165,7 +167,8 @@ def _committee(make: Callable[[], nn.Module], columns: int, in_shape: tuple[int,
 def multi_column(recipe: Recipe, columns: int = 5, ways: Literal["photos", "digits"] = "photos") -> Recipe:
     """A committee of networks like the recipe's, each on pictures that are preprocessed in its own way, each trained as if alone.
 
-    It costs as many times as much as there are columns. All see the same batches, as the recipe augments them.
+    It costs as many times as much as there are columns. All see the same batches, as the recipe augments them;
+    the paper prepares first and deforms then, which for widths means that here all stay exactly as wide.
     Only where the recipe clips gradients by their norm do columns touch: it is the norm of all.
 
     Args:

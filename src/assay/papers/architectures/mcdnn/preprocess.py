@@ -21,8 +21,9 @@ _SPREAD = math.sqrt(3)
 class WidthNormalize(nn.Module):
     """Digits made equally wide: the box around the ink ``width`` pixels wide and as high as it was, in the middle of a canvas.
 
-    Ink is what is brighter than the darkest pixel of the picture. The outermost columns of the box stay the outermost ones;
-    between them the picture is interpolated. A picture without ink stays empty, and what is higher than the canvas is cut.
+    Ink is what is brighter than the darkest pixel of the picture; see :class:`Ground` for pictures that were interpolated
+    before. The outermost columns of the box stay the outermost ones; between them the picture is interpolated. A picture without
+    ink stays empty, and what is higher than the canvas is cut.
 
     Args:
         width: pixels from the first column with ink to the last, at least 2; the paper's are 10, 12, 14, 16, 18 and 20.
@@ -62,6 +63,25 @@ def _ends(there: Tensor) -> tuple[Tensor, Tensor]:
     """The first and the last true place of each row of (B, L), as (B, 1); of a row without any the first and last place."""
     first, behind = (one.int().argmax(dim=1, keepdim=True) for one in (there, there.flip(1)))
     return first, there.shape[1] - 1 - behind
+
+
+class Ground(nn.Module):
+    """An even ground: what is nearly as dark as the darkest pixel of a picture becomes as dark as that.
+
+    Belongs in front of :class:`WidthNormalize` where pictures were turned or scaled before: interpolation leaves rounding errors
+    on a dark ground, and grey fringes, that would count as ink.
+
+    Args:
+        share: of the range from the darkest to the brightest pixel that counts as ground.
+    """
+
+    def __init__(self, share: float = 0.01) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, images: Tensor) -> Tensor:
+        dark, bright = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+        return torch.where(images > dark + self.share * (bright - dark), images, dark)
 
 
 class Adjust(nn.Module):
@@ -116,6 +136,7 @@ class LocalEqualize(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         count, _, height, width = images.shape
+        exact = torch.promote_types(images.dtype, torch.float32)  # half precision cannot count beyond 256
         grey = images.mean(dim=1, keepdim=True)
         low, high = grey.amin(dim=(2, 3), keepdim=True), grey.amax(dim=(2, 3), keepdim=True)
         scaled = (grey - low) / (high - low).clamp_min(torch.finfo(images.dtype).tiny)
@@ -127,12 +148,12 @@ class LocalEqualize(nn.Module):
             own.append(places * self.tiles // side)
             between = ((places + 0.5) * (self.tiles / side) - 0.5).clamp(0, self.tiles - 1)
             first = between.long()
-            near.append((first, (first + 1).clamp_max(self.tiles - 1), (between - first).to(images.dtype)))
+            near.append((first, (first + 1).clamp_max(self.tiles - 1), (between - first).to(exact)))
         (top, bottom, down), (left, right, across) = near
 
         at = (own[0][:, None] * self.tiles + own[1]) * self.levels + level
-        counts = images.new_zeros(count, self.tiles**2 * self.levels)
-        counts = counts.scatter_add(1, at.flatten(1), torch.ones_like(at, dtype=images.dtype).flatten(1))
+        counts = torch.zeros(count, self.tiles**2 * self.levels, dtype=exact, device=images.device)
+        counts = counts.scatter_add(1, at.flatten(1), torch.ones_like(at, dtype=exact).flatten(1))
         counts = counts.view(count, self.tiles**2, self.levels)
         pixels = counts.sum(dim=2, keepdim=True).clamp_min(1)
         kept = torch.minimum(counts, self.limit * pixels / self.levels)
@@ -146,7 +167,7 @@ class LocalEqualize(nn.Module):
 
         above = torch.lerp(answer(top, left), answer(top, right), across)
         below = torch.lerp(answer(bottom, left), answer(bottom, right), across)
-        return _brightened(images, grey, torch.lerp(above, below, down[:, None]).unsqueeze(1))
+        return _brightened(images, grey, torch.lerp(above, below, down[:, None]).unsqueeze(1).to(images.dtype))
 
 
 class Contrast(nn.Module):
