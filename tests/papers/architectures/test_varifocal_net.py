@@ -43,6 +43,8 @@ from assay.papers.architectures.varifocal_net import (
     zoom_helps,
 )
 from assay.papers.labels.elr import elr
+from assay.papers.training.compute_efficient.methods import layer_freezing
+from assay.papers.training.deeply_supervised import deeply_supervised
 from assay.recipe import Corrected, Recipe
 from assay.train.hooks import Run
 from assay.train.loop import fit, with_weights
@@ -195,12 +197,12 @@ def test_stages_come_in_their_order_each_with_the_whole_schedule() -> None:
 
 def test_whose_turn_it_is() -> None:
     """Of twenty steps 8 are the global half's, 8 the local half's (the first 4 of them with squares pulled), 4 the last net's."""
-    net, hook, turns = varifocal_net(3, 1, 1, 4, 1), Stages((0.4, 0.4, 0.2), warm=0.5), []
+    net, hook, turns, memory = varifocal_net(3, 1, 1, 4, 1), Stages((0.4, 0.4, 0.2), warm=0.5), [], {}
     for step in range(20):
-        hook.before_forward(cast("Run", SimpleNamespace(model=net, step=step, steps_per_epoch=4, epochs=5)))
+        hook.before_forward(cast("Run", SimpleNamespace(model=net, step=step, steps_per_epoch=4, epochs=5, memory=memory)))
         turns.append((net.part, net.pulled))
     assert turns == [("global", False)] * 8 + [("local", True)] * 4 + [("local", False)] * 4 + [("both", False)] * 4
-    hook.before_forward(cast("Run", SimpleNamespace(model=net, step=0, steps_per_epoch=4, epochs=5)))
+    hook.before_forward(cast("Run", SimpleNamespace(model=net, step=0, steps_per_epoch=4, epochs=5, memory=memory)))
     hook.after_epoch(cast("Run", SimpleNamespace(model=net, epoch=4, epochs=5)))
     assert net.part == "global"
     hook.after_epoch(cast("Run", SimpleNamespace(model=net, epoch=5, epochs=5)))
@@ -251,6 +253,18 @@ def test_the_treatment_is_as_large_as_what_it_replaces_and_says_what_does_not_fi
         varifocal(plain.replace(data=table))
     with pytest.raises(AssayError, match="another method took its place"):
         fit(residual_net(treated, depth=8), 0)
+
+
+def test_who_looks_into_layers_is_told_that_they_do_not_always_run() -> None:
+    for both in (deeply_supervised(staged(recipe(dots()))), staged(deeply_supervised(recipe(dots())))):
+        with pytest.raises(AssayError, match="Another method looks into the layer"):
+            fit(both, 0)
+
+
+def test_layers_are_frozen_by_the_stages_alone() -> None:
+    for both in (layer_freezing(staged(recipe(dots()))), staged(layer_freezing(recipe(dots())))):
+        with pytest.raises(AssayError, match="freezes layers"):
+            fit(both, 0)
 
 
 def test_the_small_one_and_half_precision() -> None:

@@ -335,6 +335,16 @@ def _found(model: nn.Module) -> tuple[str, VarifocalNet]:
     raise AssayError("This model holds no varifocal network any more, as another method took its place: leave one of them out.")
 
 
+def _require_unwatched(model: nn.Module, own: tuple[str, ...]) -> None:
+    """No part runs in every stage, so that nobody else can ask for the output of a layer in every step."""
+    for name, module in model.named_modules():
+        if name not in own and (module._forward_hooks or module._forward_pre_hooks):
+            raise AssayError(
+                f"Another method looks into the layer {name!r}, which does not run in every stage of a varifocal network: "
+                "leave one of them out."
+            )
+
+
 @dataclass(frozen=True)
 class Stages(InputHook):
     """Train the parts of a :class:`VarifocalNet` one after the other.
@@ -348,8 +358,18 @@ class Stages(InputHook):
     warm: float = 0.5
 
     def before_forward(self, run: Run) -> None:
-        """Whose turn it is."""
-        _, net = _found(run.model)
+        """Whose turn it is.
+
+        Raises:
+            AssayError: another method looks into a layer, or freezes some.
+        """
+        before, net = _found(run.model)
+        learning = torch.tensor(sum(parameter.requires_grad for parameter in net.parameters()))
+        if run.step == 0:
+            _require_unwatched(run.model, (f"{before}localiser", f"{before}pointer"))
+            run.memory["stages.learning"] = learning
+        elif not torch.equal(learning, run.memory["stages.learning"].cpu()):
+            raise AssayError("Another method freezes layers, which the stages of a varifocal network do: leave one of them out.")
         second, third = _ends(run.steps_per_epoch * run.epochs, self.shares)
         part: Part = "global" if run.step < second else "local" if run.step < third else "both"
         if net.part != part or run.step == 0:
