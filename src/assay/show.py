@@ -158,13 +158,16 @@ def _print_configurations(configurations: Mapping[str, Configuration]) -> None:
     """The standard networks of a paper, a line each."""
     if not configurations:
         return
-    numbers = ("parameters", "multiply-adds", "activations", "layers", "sees")
+    numbers = ("parameters", "MACs", "outputs", "layers", "sees")
     table = _table("configuration", "input", *numbers, right=numbers)
-    table.columns[0].no_wrap = True
+    table.padding = (0, 1, 0, 0)
+    rows = []
     for call, one in configurations.items():
-        shape = "x".join(map(str, one.input))
-        sees = f"{one.sees}x{one.sees}" if one.sees else "-"
-        table.add_row(call, shape, f"{one.parameters:,}", size(one.macs), size(one.activations), str(one.layers), sees)
+        counts = (f"{one.parameters:,}", size(one.macs), size(one.activations), str(one.layers), str(one.sees or "-"))
+        rows.append((call, "x".join(map(str, one.input)), *counts))
+        table.add_row(*rows[-1])
+    for column, cells in zip(table.columns, zip(*rows, strict=True), strict=True):
+        column.min_width = max(map(len, cells))  # in a narrow terminal the headers are broken, numbers never
     console().print(table)
 
 

@@ -78,3 +78,14 @@ def test_filters_that_are_not_square_reach_as_far_as_gradients() -> None:
     high, wide = (int((slopes.sum(dim=axis) > 0).sum()) for axis in (1, 0))
     assert (high, wide) == (5, 11)
     assert depth(net) == Depth(layers=3, sees=11, stride=2)
+
+
+class Doubled(nn.Linear):
+    """A layer of somebody's own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x)
+
+
+def test_layers_of_ones_own_count() -> None:
+    assert depth(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), Doubled(4, 2))).layers == 2

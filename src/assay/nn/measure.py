@@ -102,10 +102,10 @@ def _longest(ways: Sequence[Depth]) -> Depth:
 
 
 class _Layers(fx.Tracer):
-    """Does not look into layers with filters, whatever they compute there."""
+    """Does not look into layers with filters and linear ones, whatever they compute there."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _has_filters(m) or super().is_leaf_module(m, module_qualified_name)
+        return _has_filters(m) or isinstance(m, nn.Linear) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _has_filters(module: nn.Module) -> bool:
