@@ -19,9 +19,9 @@ from assay.train.loop import fit
 from assay.train.schedules import cosine
 
 
-def _data(shape: tuple[int, ...], kind: str) -> Dataset:
+def _data(shape: tuple[int, ...], kind: str, size: float = 1.0) -> Dataset:
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.rand(48, *shape, generator=generator)
+    inputs = size * torch.rand(48, *shape, generator=generator)
     labels = torch.arange(48) % 3
     inputs[:, 0] += 0.3 * labels.view(-1, *[1] * (len(shape) - 1))
     cut = [slice(0, 32), slice(32, 40), slice(40, 48)]
@@ -42,7 +42,7 @@ def images() -> Recipe:
 
 
 def rows() -> Recipe:
-    return images().replace(data=_data((6,), "table"), model=partial(mlp, 6, 3, (16,)), epochs=6)
+    return images().replace(data=_data((6,), "table", 4.0), model=partial(mlp, 6, 3, (16,)), epochs=6)
 
 
 PLAIN: dict[str, Callable[[], Recipe]] = {"images": images, "table": rows}
