@@ -248,6 +248,24 @@ def treatment(function: _F) -> _F:
     return function
 
 
+def network_of_images(recipe: Recipe, what: str, key: str) -> nn.Module:
+    """The network of a recipe for classes of images, on the meta device: what a treatment that replaces it has to look at.
+
+    Args:
+        recipe: whose network would be replaced.
+        what: the treatment puts in its place, in the plural.
+        key: of the treatment, which is to be left out where it does not fit.
+
+    Raises:
+        AssayError: the data are no images or no classes.
+    """
+    data = recipe.data
+    if len(data.input_shape) != 3 or data.task != "classification":
+        raise AssayError(f"{what} are for classes of images, and {data.name!r} has none: leave {key} out.")
+    with torch.device("meta"):
+        return recipe.model()
+
+
 def probe(function: _F) -> _F:
     """Mark ``function(view, ...) -> Seen`` as a paper's probe, which `assay probe` finds by name (:mod:`assay.view`).
 

@@ -336,11 +336,11 @@ def print_comparison(found: Comparison) -> None:
     console().print(f"{found.unit}, mean of {found.seeds} seeds, {found.facts['scale']} scale.{stale}", highlight=False)
 
 
-def _cell(found: Comparison, row: str, arm: str) -> str:
+def _cell(found: Comparison, row: str, arm: str, best: Sequence[str]) -> str:
     if arm not in found.values[row]:
         return ""
     mean = f"{found.mean(row, arm):.3f}"
-    return f"[bold]{mean}[/]" if arm in found.best(row) else mean
+    return f"[bold]{mean}[/]" if arm in best else mean
 
 
 def _by_row(found: Comparison) -> list[list[str]]:
@@ -348,7 +348,7 @@ def _by_row(found: Comparison) -> list[list[str]]:
     arms = found.arms
     return [
         ["", *arms],
-        *([row, *(_cell(found, row, arm) for arm in arms)] for row in found.values),
+        *([row, *(_cell(found, row, arm, best) for arm in arms)] for row, best in found.bests().items()),
         [],
         ["[dim]best, or a tie[/]", *map(found.wins, arms)],
         ["[dim]mean gain[/]", *(f"{statistics.fmean(found.gains(arm)):+.2f}" for arm in arms)],
@@ -359,14 +359,14 @@ def _by_row(found: Comparison) -> list[list[str]]:
 
 def _by_arm(found: Comparison) -> list[list[str]]:
     """A line a method, with what is known of it without training."""
-    names = list(dict.fromkeys(name for traits in found.traits.values() for name in traits))
+    bests = found.bests()
     return [
-        ["", *names, *found.values, "time"],
+        ["", *found.known, *found.values, "time"],
         *(
             [
                 arm,
-                *(trait(name, found.traits[arm][name]) for name in names),
-                *(_cell(found, row, arm) for row in found.values),
+                *(trait(name, found.traits[arm][name]) for name in found.known),
+                *(_cell(found, row, arm, best) for row, best in bests.items()),
                 f"{found.times(arm):.2f}x",
             ]
             for arm in found.arms

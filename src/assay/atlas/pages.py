@@ -459,14 +459,13 @@ def comparison_figure(table: Table) -> Figure:
         row: {arm: table.mean(row, arm) - table.mean(row, table.control) for arm in arms if arm in there}
         for row, there in table.values.items()
     }
-    return figures.comparison(gains, {row: table.best(row) for row in table.values}, table.control)
+    return figures.comparison(gains, table.bests(), table.control)
 
 
 def trait_figures(table: Table) -> list[Figure]:
     """What methods reach, against each number that is known of them, and against the time that they took."""
-    names = list(dict.fromkeys(name for traits in table.traits.values() for name in traits))
     found = []
-    for name in (*names, "seconds of a training, one core") if names else ():
+    for name in (*table.known, "seconds of a training, one core") if table.known else ():
         points = [
             {
                 "x": table.traits[arm].get(name, table.seconds[row][arm]),

@@ -113,6 +113,15 @@ class Table:
         first = max(self.values[row], key=lambda arm: self.mean(row, arm))
         return [arm for arm in self.values[row] if arm == first or not self._worse(row, arm, first)]
 
+    def bests(self) -> dict[str, list[str]]:
+        """Row -> :meth:`best`."""
+        return {row: self.best(row) for row in self.values}
+
+    @property
+    def known(self) -> list[str]:
+        """Names of what is known of the methods without training."""
+        return list(next(iter(self.traits.values()), {}))
+
     def _worse(self, row: str, arm: str, first: str) -> bool:
         from scipy import stats
 

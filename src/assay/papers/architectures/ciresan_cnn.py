@@ -32,7 +32,7 @@ from assay.data.mapped import map_inputs
 from assay.errors import AssayError
 from assay.nn.measure import nearest_width, parameters
 from assay.paper import Below, Configuration, Cost, Curve, Lower, Reported, claim
-from assay.recipe import Recipe, treatment
+from assay.recipe import Recipe, network_of_images, treatment
 from assay.train.augment import deform, elastic_for, in_turn
 from assay.train.schedules import exponential
 
@@ -258,8 +258,7 @@ def max_pooling_net(recipe: Recipe, deformation: bool = True, contrast: bool = F
         AssayError: the data are no images or no classes, or smaller than 8x8.
     """
     data, shape = recipe.data, recipe.data.input_shape
-    if len(shape) != 3 or data.task != "classification":
-        raise AssayError(f"max-pooling networks are for classes of images, and {data.name!r} has none: leave ciresan_cnn out.")
+    now = network_of_images(recipe, "max-pooling networks", "ciresan_cnn")
     if min(shape[1:]) < 8:
         raise AssayError(
             f"max-pooling networks need 8x8 pixels, and {data.name!r} has {shape[1]}x{shape[2]}: take larger images."
@@ -270,8 +269,6 @@ def max_pooling_net(recipe: Recipe, deformation: bool = True, contrast: bool = F
     def make(maps: int) -> Callable[[], nn.Module]:
         return partial(kind, line_for(in_shape, data.num_classes, maps), in_shape)
 
-    with torch.device("meta"):
-        now = recipe.model()
     if any(isinstance(module, CiresanCNN) for module in now.modules()):
         raise AssayError("the network of this recipe is a max-pooling network already: leave ciresan_cnn out.")
     net = make(nearest_width(lambda maps: make(maps)(), parameters(now), range(2, 300)))

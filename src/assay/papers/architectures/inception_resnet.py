@@ -42,8 +42,7 @@ from assay.nn.measure import nearest_width, parameters
 from assay.nn.weights import load_weights
 from assay.paper import Above, Below, Close, Configuration, Cost, Curve, Lower, Reported, claim
 from assay.papers.architectures.inception_v3 import STEM
-from assay.papers.architectures.inception_v3 import paper_training as paper_training  # sec. 4: it is trained alike
-from assay.recipe import Recipe, treatment
+from assay.recipe import Recipe, network_of_images, treatment
 from assay.train.augment import flip_and_crop
 from assay.train.schedules import cosine
 
@@ -291,14 +290,10 @@ def inception_resnet(recipe: Recipe, blocks: tuple[int, int] = (2, 4), scale: fl
     Raises:
         AssayError: the data are no images or no classes, or the images are smaller than 3x3.
     """
-    data = recipe.data
-    if len(data.input_shape) != 3 or data.task != "classification":
-        raise AssayError(f"Inception networks are for classes of images, and {data.name!r} has none: leave inception_resnet out.")
+    target, data = parameters(network_of_images(recipe, "Inception networks", "inception_resnet")), recipe.data
     channels, *sides = data.input_shape
     if min(sides) < 3:
         raise AssayError(f"The images of {data.name!r} are smaller than 3x3, too small for an Inception network: leave it out.")
-    with torch.device("meta"):
-        target = parameters(recipe.model())
     stride = 2 if min(sides) >= 20 else 1
     make = partial(small_inception_resnet, data.num_classes, channels, blocks=blocks, scale=scale, stride=stride)
     eighths = nearest_width(lambda eighths: make(width=eighths / 8), target, range(1, 129))

@@ -38,7 +38,7 @@ from assay.nn.measure import macs, nearest_width, parameters
 from assay.nn.weights import load_weights
 from assay.paper import Configuration, Curve, Higher, Lower, Reported, claim
 from assay.papers.training.compute_efficient.methods import averaged_weights
-from assay.recipe import Recipe, per_example, treatment, with_loss
+from assay.recipe import Recipe, network_of_images, per_example, treatment, with_loss
 from assay.train.augment import flip_and_crop
 from assay.train.schedules import exponential, warmup_cosine
 
@@ -320,14 +320,10 @@ def inception_net(recipe: Recipe) -> Recipe:
     Raises:
         AssayError: the data are no images or no classes, or the images are smaller than 7x7.
     """
-    data = recipe.data
-    if len(data.input_shape) != 3 or data.task != "classification":
-        raise AssayError(f"Inception networks are for classes of images, and {data.name!r} has none: leave inception_v3 out.")
+    target, data = parameters(network_of_images(recipe, "Inception networks", "inception_v3")), recipe.data
     channels, *sides = data.input_shape
     if min(sides) < 7:
         raise AssayError(f"The images of {data.name!r} are smaller than 7x7, too small for an Inception network: leave it out.")
-    with torch.device("meta"):
-        target = parameters(recipe.model())
     make = partial(small_inception, data.num_classes, channels, stride=2 if min(sides) >= 20 else 1)
     eighths = nearest_width(lambda eighths: make(width=eighths / 8), target, range(1, 129))
     return recipe.replace(model=partial(make, width=eighths / 8))

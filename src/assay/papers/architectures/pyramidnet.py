@@ -38,7 +38,7 @@ from assay.nn.measure import nearest_width, parameters
 from assay.nn.weights import load_weights
 from assay.paper import Configuration, Curve, Higher, Lower, Reported, claim
 from assay.papers.architectures.resnet import ZeroPadded, half_size
-from assay.recipe import Recipe, probe, treatment
+from assay.recipe import Recipe, network_of_images, probe, treatment
 from assay.train.augment import flip_and_crop
 from assay.train.schedules import steps_at, warmup_cosine
 from assay.view import Seen, View
@@ -338,11 +338,7 @@ def pyramidal_net(recipe: Recipe, depth: int = 20) -> Recipe:
     Raises:
         AssayError: the data are no images or no classes, or the recipe's network is such a network already.
     """
-    data = recipe.data
-    if len(data.input_shape) != 3 or data.task != "classification":
-        raise AssayError(f"pyramidal networks are for classes of images, and {data.name!r} has none: leave pyramidnet out.")
-    with torch.device("meta"):
-        now = recipe.model()
+    now, data = network_of_images(recipe, "pyramidal networks", "pyramidnet"), recipe.data
     if any(isinstance(module, PyramidBlock) for module in now.modules()):
         raise AssayError("the network of this recipe is a pyramidal one already: leave pyramidnet out.")
     start = 16 if parameters(now) > 50_000 else 8

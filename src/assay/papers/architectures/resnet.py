@@ -34,7 +34,7 @@ from assay.nn.initialise import he_normal
 from assay.nn.measure import nearest_width, parameters
 from assay.nn.weights import load_weights
 from assay.paper import Above, Below, Close, Configuration, Cost, Curve, Higher, Lower, Reported, claim
-from assay.recipe import Recipe, treatment
+from assay.recipe import Recipe, network_of_images, treatment
 from assay.train.augment import flip_and_crop
 from assay.train.schedules import steps_at, warmup_cosine
 
@@ -295,16 +295,11 @@ def residual_net(recipe: Recipe, depth: int = 20) -> Recipe:
     Raises:
         AssayError: the data are no images or no classes, or the recipe's network is such a network already.
     """
-    data = recipe.data
-    if len(data.input_shape) != 3 or data.task != "classification":
-        raise AssayError(f"residual networks are for classes of images, and {data.name!r} has none: leave resnet out.")
-    with torch.device("meta"):
-        now = recipe.model()
-        if isinstance(now, ResNet) and sum(isinstance(module, nn.Conv2d) for module in now.modules()) >= depth - 1:
-            raise AssayError(f"the network of this recipe is a residual one of {depth} layers or more already: leave resnet out.")
-        target = parameters(now)
+    now, data = network_of_images(recipe, "residual networks", "resnet"), recipe.data
+    if isinstance(now, ResNet) and sum(isinstance(module, nn.Conv2d) for module in now.modules()) >= depth - 1:
+        raise AssayError(f"the network of this recipe is a residual one of {depth} layers or more already: leave resnet out.")
     make = partial(cifar_resnet, depth, num_classes=data.num_classes, in_channels=data.input_shape[0])
-    width = nearest_width(lambda width: make(width=width), target, range(4, 260, 4))
+    width = nearest_width(lambda width: make(width=width), parameters(now), range(4, 260, 4))
     return recipe.replace(model=partial(make, width=width))
 
 

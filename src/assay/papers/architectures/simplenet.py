@@ -39,7 +39,7 @@ from assay.nn.measure import nearest_width, parameters
 from assay.nn.weights import load_weights, read_weights
 from assay.paper import Configuration, Higher, Reported, claim
 from assay.papers.architectures.resnet import cifar_resnet
-from assay.recipe import Recipe, treatment
+from assay.recipe import Recipe, network_of_images, treatment
 from assay.train.augment import flip_and_crop
 from assay.train.schedules import one_cycle, steps_at
 
@@ -281,11 +281,7 @@ def simple_net(recipe: Recipe, config: str = "310k") -> Recipe:
     Raises:
         AssayError: the data are no images or no classes, or the recipe's network is a SimpleNet already.
     """
-    data = recipe.data
-    if len(data.input_shape) != 3 or data.task != "classification":
-        raise AssayError(f"SimpleNets are for classes of images, and {data.name!r} has none: leave simplenet out.")
-    with torch.device("meta"):
-        now = recipe.model()
+    now, data = network_of_images(recipe, "SimpleNets", "simplenet"), recipe.data
     if any(isinstance(module, SimpleNet) for module in now.modules()):
         raise AssayError("the network of this recipe is a SimpleNet already: leave simplenet out.")
     make = partial(simplenet, config, data.num_classes, data.input_shape[0])

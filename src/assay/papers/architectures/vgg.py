@@ -24,12 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from assay.errors import AssayError
 from assay.nn.convnet import plain_layers
 from assay.nn.initialise import he_normal
 from assay.nn.measure import nearest_width, parameters
 from assay.paper import Close, Configuration, Higher, Reported, claim
-from assay.recipe import Recipe, treatment
+from assay.recipe import Recipe, network_of_images, treatment
 from assay.train.augment import flip_and_crop
 from assay.train.schedules import steps_at, warmup_cosine
 
@@ -181,11 +180,7 @@ def plain_net(recipe: Recipe, config: str = "D") -> Recipe:
     Raises:
         AssayError: the data are no images or no classes.
     """
-    data = recipe.data
-    if len(data.input_shape) != 3 or data.task != "classification":
-        raise AssayError(f"VGG networks are for classes of images, and {data.name!r} has none: leave vgg out.")
-    with torch.device("meta"):
-        target = parameters(recipe.model())
+    target, data = parameters(network_of_images(recipe, "VGG networks", "vgg")), recipe.data
     make = partial(vgg, config, data.num_classes, data.input_shape[0], batch_norm=True, head="gap")
     sixteenths = nearest_width(lambda sixteenths: make(width=sixteenths / 16), target, range(1, 33))
     return recipe.replace(model=partial(make, width=sixteenths / 16))

@@ -31,7 +31,7 @@ from assay.errors import AssayError
 from assay.paper import Configuration, Cost, Curve, Higher, Lower, Reported, Score, claim
 from assay.papers.architectures.ciresan_cnn import CiresanCNN, deformed, framed, line_for
 from assay.papers.architectures.mcdnn.preprocess import Adjust, Contrast, Equalize, Ground, LocalEqualize, WidthNormalize
-from assay.recipe import Recipe, per_example, treatment, with_loss
+from assay.recipe import Recipe, network_of_images, per_example, treatment, with_loss
 from assay.train.schedules import exponential
 
 if TYPE_CHECKING:
@@ -180,18 +180,15 @@ def multi_column(recipe: Recipe, columns: int = 5, ways: Literal["photos", "digi
     Raises:
         AssayError: the data are no images or no classes, there are too few columns, or the network is a committee already.
     """
-    data = recipe.data
-    if len(data.input_shape) != 3 or data.task != "classification":
-        raise AssayError(f"columns are for classes of images, and {data.name!r} has none: leave mcdnn out.")
+    now, data = network_of_images(recipe, "columns", "mcdnn"), recipe.data
     if columns < 2:
         raise AssayError(f"a committee of {columns} has nobody to ask: give columns=2 or more.")
     if ways not in ("photos", "digits"):
         raise AssayError(f"There are no ways {ways!r} to preprocess images; choose photos or digits.")
     if ways == "digits" and data.input_shape[1] != data.input_shape[2]:
         raise AssayError(f"widths are scaled on a square canvas, and images of {data.name!r} are not square: take ways='photos'.")
-    with torch.device("meta"):
-        if any(isinstance(part, MultiColumn) for part in recipe.model().modules()):
-            raise AssayError("the network of this recipe is a committee already: leave mcdnn out.")
+    if any(isinstance(part, MultiColumn) for part in now.modules()):
+        raise AssayError("the network of this recipe is a committee already: leave mcdnn out.")
     return with_loss(
         recipe.replace(model=partial(_committee, recipe.model, columns, data.input_shape, ways)), per_example(ColumnsLoss)
     )

@@ -65,7 +65,7 @@ from assay.papers.architectures.nfnet.networks import (
     small,
     timms,
 )
-from assay.recipe import Recipe, probe, treatment
+from assay.recipe import Recipe, network_of_images, probe, treatment
 from assay.train.clip import AGC, AdaptiveClipping, adaptive_clip_
 from assay.train.optim import without_decay_of_vectors
 from assay.train.schedules import one_cycle
@@ -107,11 +107,7 @@ def normalizer_free(recipe: Recipe, depth: int = 20) -> Recipe:
     Raises:
         AssayError: the data are no images or no classes, or the recipe's network is such a network already.
     """
-    data = recipe.data
-    if len(data.input_shape) != 3 or data.task != "classification":
-        raise AssayError(f"These networks are for classes of images, and {data.name!r} has none: leave normalizer_free out.")
-    with torch.device("meta"):
-        now = recipe.model()
+    now, data = network_of_images(recipe, "These networks", "normalizer_free"), recipe.data
     if any(isinstance(module, NFBlock) for module in now.modules()):
         raise AssayError("The network of this recipe has no normalisation already: leave normalizer_free out.")
     make = partial(cifar_nf_resnet, depth, num_classes=data.num_classes, in_channels=data.input_shape[0])
