@@ -1,6 +1,6 @@
 """Standard networks against those of torchvision and timm: parameters, outputs with the same random weights, processor time.
 
-    python benchmarks/networks.py [NAME ...]    measures and prints the table of docs/architectures.md
+    python benchmarks/architectures.py [NAME ...]    measures and prints the table of docs/architectures.md
 
 One thread; both sides take turns on 32 pictures of 64 x 64 and on 4 of 224 x 224, and the median of three ratios counts.
 """
@@ -13,18 +13,21 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parent / "jobs"))
+import _networks
 
 LIBRARY = torch.library.Library("torchvision", "DEF")  # torchvision's import fails beside a CPU build for want of these two
 LIBRARY.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 LIBRARY.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 ROUNDS = 3
-SHAPES = ((32, 3, 64, 64), (4, 3, 224, 224))
-LARGE = ((8, 3, 96, 96), (4, 3, 224, 224))  # for networks that get nothing through from 64 x 64
+LARGE = ((8, 3, 96, 96), _networks.SHAPES[1])  # for networks that get nothing through from 64 x 64
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class Pair:
 
     peer: Callable[[], nn.Module]
     ours: Callable[[Mapping[str, Tensor]], nn.Module]
-    shapes: tuple[tuple[int, ...], ...] = SHAPES
+    shapes: tuple[tuple[int, ...], ...] = _networks.SHAPES
 
 
 def pairs() -> dict[str, Pair]:
@@ -92,27 +95,6 @@ def seconds(do: Callable[[], object]) -> float:
     return time.process_time() - began
 
 
-def forward(net: nn.Module, images: Tensor) -> Callable[[], Tensor]:
-    """Inference."""
-
-    def run() -> Tensor:
-        with torch.no_grad():
-            answers: Tensor = net.eval()(images)
-        return answers
-
-    return run
-
-
-def training(net: nn.Module, images: Tensor) -> Callable[[], None]:
-    """A step up to the gradients."""
-
-    def run() -> None:
-        net.train().zero_grad(set_to_none=True)
-        nn.functional.cross_entropy(net(images), torch.arange(len(images))).backward()
-
-    return run
-
-
 def settled(net: nn.Module, images: Tensor) -> nn.Module:
     """With the moments of a batch as running averages: the signals of a fresh network die out, and only biases are left."""
     norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
@@ -130,7 +112,8 @@ def apart(ours: nn.Module, peer: nn.Module, images: Tensor) -> float:
 
     With random weights single precision alone is up to 1e-3 off in the deepest of these networks, theirs as ours.
     """
-    found, expected = (forward(copy.deepcopy(net).double(), images.double())() for net in (ours, peer))
+    with torch.no_grad():
+        found, expected = (copy.deepcopy(net).double().eval()(images.double()) for net in (ours, peer))
     return ((found - expected).abs().max() / expected.abs().max()).item()
 
 
@@ -150,14 +133,14 @@ def main(wanted: list[str]) -> None:
         if wanted and not any(part in name for part in wanted):
             continue
         torch.manual_seed(0)
-        batches = [torch.randn(shape) for shape in pair.shapes]
-        peer = settled(pair.peer(), batches[0])
+        images = torch.randn(pair.shapes[0])
+        peer = settled(pair.peer(), images)
         ours = pair.ours(peer.state_dict())
         sizes = [sum(p.numel() for p in net.parameters()) for net in (ours, peer)]
-        away = apart(ours, peer, batches[0][:8])
+        away = apart(ours, peer, images[:8])
         forwards, steps = (
-            " and ".join(f"{ratio(kind(ours, batch), kind(peer, batch)):.2f}" for batch in batches)
-            for kind in (forward, training)
+            " and ".join(f"{ratio(kind(ours, (shape,)), kind(peer, (shape,))):.2f}" for shape in pair.shapes)
+            for kind in (_networks.forward, _networks.forward_and_backward)
         )
         print(f"| `{name}` | {sizes[0]:,} | {sizes[1]:,} | {away:.0e} | {forwards} | {steps} |", flush=True)
 
