@@ -33,6 +33,14 @@ from assay.errors import AssayError
 from assay.paper import Above, Higher, claim
 
 
+def stay():
+    """Units stay where they are, and leave word there, as long as a test wants it."""
+    home = Path(os.environ["ASSAY_HOME"])
+    while (home.parent / "stay").exists():
+        (home / "staying").touch()
+        time.sleep(0.02)
+
+
 def work(seconds: float, seed: int):
     import torch
 
@@ -43,12 +51,14 @@ def work(seconds: float, seed: int):
 @claim("A beats B.", expect=Higher("A", than="B"), unit="points")
 def quick(lab):
     lab.progress(lab.seed % 2, 2, "half")
+    stay()
     time.sleep(0.05)
     return {"A": 1.0 + 0.01 * lab.seed, "B": 0.5}
 
 
 @claim("It remembers.", expect=Above("A", -1))
 def remembers(lab):
+    stay()
     return {"A": float(lab.remember(work, seconds=0.2, seed=lab.seed)["x"])}
 
 
