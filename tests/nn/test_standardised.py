@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from assay.nn.standardised import WSConv2d, WSLinear, folded, standardise, variance_gain
+from assay.nn.standardised import Guard, WSConv2d, WSLinear, folded, standardise, variance_gain
 
 
 def test_gains_by_closed_form() -> None:
@@ -74,6 +74,42 @@ def test_rows_equal_the_papers_formula_and_the_guard_holds() -> None:
     layer.load_state_dict({"weight": weight, "gain": gain, "bias": torch.arange(5.0)})
     x = torch.randn(3, 40, dtype=torch.float64)
     torch.testing.assert_close(layer(x), 2 * x @ official(weight, gain).T + torch.arange(5.0))
+
+
+@pytest.mark.parametrize("guard", ["floor", "add"])
+def test_gradients_of_first_and_second_order_are_those_of_the_single_steps(guard: Guard) -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    gain = torch.tensor([1.3, -0.4, 0.0, 2.0], dtype=torch.float64, requires_grad=True)
+
+    def filters(weight: Tensor, gain: Tensor, eps: float) -> Tensor:
+        return standardise(weight, gain, 1.7, eps, guard)
+
+    for eps in (1e-4, float(weight[0].numel())):  # a guard that some filters feel
+        assert torch.autograd.gradcheck(filters, (weight, gain, eps))
+        assert torch.autograd.gradgradcheck(filters, (weight, gain, eps))
+        assert torch.autograd.gradcheck(filters, (weight, gain, eps), check_forward_ad=True, check_backward_ad=False)
+        laid_out = weight.detach().to(memory_format=torch.channels_last).requires_grad_()
+        assert torch.autograd.gradcheck(filters, (laid_out, gain, eps), check_forward_ad=True)
+
+
+def test_gradients_of_every_example_at_once() -> None:
+    torch.manual_seed(0)
+    layer = WSConv2d(3, 4, 3)
+    images = torch.randn(5, 3, 6, 6)
+
+    def loss(parameters: dict[str, Tensor], image: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, parameters, image[None]).square().sum()
+
+    together = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(dict(layer.named_parameters()), images)
+    for name, parameter in layer.named_parameters():
+        alone = [torch.autograd.grad(layer(image[None]).square().sum(), parameter)[0] for image in images]
+        torch.testing.assert_close(together[name], torch.stack(alone))
+    replicas = {name: torch.stack([parameter, parameter + 0.1]) for name, parameter in layer.named_parameters()}
+    filters = torch.func.vmap(lambda weight, gain: standardise(weight, gain))(replicas["weight"], replicas["gain"])
+    torch.testing.assert_close(filters[1], standardise(replicas["weight"][1], replicas["gain"][1]))
+    gains = torch.func.vmap(lambda gain: standardise(layer.weight, gain))(replicas["gain"])
+    torch.testing.assert_close(gains[1], standardise(layer.weight, replicas["gain"][1]))
 
 
 def test_variance_is_kept_and_the_mean_is_taken_out() -> None:
