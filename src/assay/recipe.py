@@ -51,6 +51,7 @@ class PerExample:
         feature_dim: int | None = None,
         model: nn.Module | None = None,
         example: Tensor | None = None,
+        epochs: int | None = None,
     ) -> nn.Module:
         """The loss for this data set, with one row of memory an example.
 
@@ -59,19 +60,20 @@ class PerExample:
             feature_dim: width of the network's last hidden layer, for losses that ask for it.
             model: the network, for losses that ask for it.
             example: (1, ...) one input, for losses that ask for it.
+            epochs: how many the training will have, for losses that ask for it and were not given a number of their own.
         """
         known: dict[str, Any] = {"num_examples": len(data.train), "num_classes": data.num_classes, "feature_dim": feature_dim}
-        known |= {"model": model, "example": example}
+        known |= {"model": model, "example": example, "epochs": epochs}
         wanted = inspect.signature(self.kind).parameters
-        return self.kind(**{name: value for name, value in known.items() if name in wanted}, **self.arguments)
+        return self.kind(**{name: value for name, value in known.items() if name in wanted} | dict(self.arguments))
 
 
 def per_example(kind: Callable[..., nn.Module], **arguments: Any) -> PerExample:
     """A loss with memory, or one that sees more than logits and labels, for ``Recipe(loss=...)``.
 
     ``kind`` is built with ``arguments`` and those of ``num_examples``, ``num_classes``, ``feature_dim``, ``model`` (the
-    network) and ``example`` ((1, ...), one input) that it asks for. It is called with ``(logits, labels, ...)`` and those of
-    the following that its ``forward`` names:
+    network), ``example`` ((1, ...), one input) and ``epochs`` (of the training that begins) that it asks for. It is called
+    with ``(logits, labels, ...)`` and those of the following that its ``forward`` names:
 
     - ``index`` (B,) int64: positions in the training set;
     - ``features`` (B, F): what goes into the network's last linear layer;
@@ -103,9 +105,11 @@ class Corrected(PerExample):
         feature_dim: int | None = None,
         model: nn.Module | None = None,
         example: Tensor | None = None,
+        epochs: int | None = None,
     ) -> nn.Module:
         """All the losses for this data set."""
-        built = [part.build(data, feature_dim, model, example) if isinstance(part, PerExample) else part for part in self.parts]
+        known = data, feature_dim, model, example, epochs
+        built = [part.build(*known) if isinstance(part, PerExample) else part for part in self.parts]
         own = [part.wants if isinstance(part, PerExample) else () for part in self.parts]
         return _Sum(built, own, self.wants)
 

@@ -208,7 +208,8 @@ class Loop:
             self.wants = recipe.loss.wants
             last = self._watched_layer() if "features" in self.wants else None
             example = self.inputs.take(torch.zeros(1, dtype=torch.int64))
-            self.loss = recipe.loss.build(data, None if last is None else last.in_features, self.model, example).to(device)
+            width = None if last is None else last.in_features
+            self.loss = recipe.loss.build(data, width, self.model, example, recipe.epochs).to(device)
             self.outputs = self.watching.enter_context(watching(self.model, getattr(self.loss, "watches", ())))
             self.layers = self.outputs
         parameters = [p for p in self.model.parameters() if p.requires_grad]

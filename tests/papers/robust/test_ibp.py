@@ -141,6 +141,16 @@ def test_training_on_bounds_narrows_them(table):
     torch.testing.assert_close(both(inputs), other(inputs))
 
 
+def test_schedule_is_as_long_as_the_training_that_begins(table: Dataset) -> None:
+    """A number of epochs that is set after the treatment counts, alone and beside another loss."""
+    inputs = table.test.inputs
+    plain = rows(table)
+    late, early = ibp(plain.replace(epochs=30)).replace(epochs=6), ibp(plain.replace(epochs=6))
+    torch.testing.assert_close(fit(late, seed=0).model(inputs), fit(early, seed=0).model(inputs), rtol=0, atol=0)
+    both = elr(ibp(plain)).replace(epochs=6)
+    torch.testing.assert_close(fit(both, seed=0).model(inputs), fit(elr(early), seed=0).model(inputs), rtol=0, atol=0)
+
+
 def test_boxes_end_where_pixels_end_and_columns_have_no_end(table: Dataset) -> None:
     """A box of pixels is clipped to the values that there are; words and numbers to predict are refused."""
     split = Split(torch.rand(12, 1, 4, 4) * 3 - 1, torch.arange(12) % 2)

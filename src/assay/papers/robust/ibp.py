@@ -145,7 +145,8 @@ def ibp(recipe: Recipe, eps: float = 0.1, kappa: float = 0.5, warmup: float = 0.
         raise AssayError("IBP moves inputs by small amounts, and words have none: it is for images, series and tables.")
     # Pixels end somewhere; columns of a table need not.
     clip = (float(inputs.min()), float(inputs.max())) if inputs.dim() == 4 else None
-    loss = per_example(IBPLoss, epochs=recipe.epochs, eps=eps, kappa=kappa, warmup=warmup, ramp=ramp, clip=clip)
+    # The length is that of the training when it begins: another treatment may still change it.
+    loss = per_example(IBPLoss, eps=eps, kappa=kappa, warmup=warmup, ramp=ramp, clip=clip)
     return with_loss(recipe, loss)
 
 
