@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import math
+import re
 import sys
 import types
 from pathlib import Path
@@ -67,6 +69,14 @@ class Rounded(nn.Module):
         return found
 
 
+class Compared(Rounded):
+    """The same behind inputs of which only is seen whether they are bright: no gradient leads back at all."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.net((images > 0.5).float())
+        return found
+
+
 def unbounded() -> nn.Module:
     """A network whose last step interval bounds do not know."""
     return nn.Sequential(plain(), nn.LogSoftmax(dim=1))
@@ -83,6 +93,7 @@ def rows_of_a_table() -> nn.Module:
 def own_networks(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """Networks that can be named as MODULE:FUNCTION."""
     here = types.ModuleType("attacked_networks")
+    here.Compared = Compared
     here.plain, here.Rounded, here.unbounded, here.rows_of_a_table = plain, Rounded, unbounded, rows_of_a_table
     monkeypatch.setitem(sys.modules, "attacked_networks", here)
 
@@ -102,7 +113,7 @@ def test_every_order_that_must_hold_does() -> None:
     assert tested.rows[-1].worst == 0.0
     assert tested.masking == []
     assert "range of pixels, which is [0, 1]" in tested.range
-    smallest = [example.numbers["smallest change found"] for example in tested.looked.examples]
+    smallest = smallest_changes(tested)
     assert all(0 < size <= 1 for size in smallest)
     for row in tested.rows:
         assert sum(size > row.eps * (1 + 1e-6) for size in smallest) / 20 == pytest.approx(row.worst)
@@ -153,6 +164,34 @@ def test_network_that_hides_its_gradients_is_named() -> None:
     assert any("nothing is proved" in note and "round" in note for note in tested.looked.notes)
 
 
+def smallest_changes(tested: attacking.Tested) -> list[float]:
+    return [example.numbers["smallest change found"] for example in tested.looked.examples]
+
+
+def test_network_without_any_gradient_is_attacked_by_square_and_named() -> None:
+    tested = robust(squares(), "attacked_networks:Compared", examples=20, settings=("steps=3", "queries=200", "eps=0.1,0.45"))
+    assert any("gradient is zero" in sign for sign in tested.masking)
+    assert any("no rule for comparisons" in note for note in tested.looked.notes)
+    assert any("DeepFool has nowhere to go" in note for note in tested.looked.notes)
+    last = tested.rows[-1]
+    assert last.worst == last.under["Square"] < tested.clean == last.under["DeepFool"]
+    assert [after is None for after in tested.after] == [size == math.inf for size in smallest_changes(tested)]
+
+
+def test_examples_are_shown_behind_the_smallest_change() -> None:
+    """What the network is said to answer there is what it answers, and the change is as large as it is said to be."""
+    data = squares()
+    tested = robust(data, "attacked_networks:plain", examples=20, settings=(*QUICK, "eps=0.05,0.6"))
+    changed, inputs = tested.looked.others["behind the smallest change found"], tested.looked.inputs
+    assert inputs is not None
+    sizes = torch.tensor(smallest_changes(tested))
+    said = [data.classes[place] for place in plain()(changed).argmax(dim=1).tolist()]
+    assert said == tested.after
+    away = (changed - inputs).flatten(1).abs().amax(dim=1)
+    assert (away > 0).all()
+    assert (away <= sizes + 1e-6).all()
+
+
 def test_what_cannot_be_bounded_is_attacked_all_the_same() -> None:
     tested = robust(squares(), "attacked_networks:unbounded", examples=5, settings=(*QUICK, "eps=0.5"))
     assert tested.rows[0].proved is None
@@ -163,12 +202,34 @@ def test_page_and_json(tmp_path: Path) -> None:
     tested = robust(squares(), "attacked_networks:plain", examples=4, settings=(*QUICK, "eps=0.05,0.4"))
     text = write_tested(tested, tmp_path).read_text()
     assert text.count("<polyline") == 6
+    assert text.count("<polyline") == text.count('class="swatch"')
     assert "No sign of gradient masking" in text
     assert "0.05" in text
+    sizes = [float(size) for size in re.findall(r"by ([0-9.]+) ·", text)]
+    assert len(sizes) == 4
+    assert sizes == sorted(sizes)
     saved = json.loads(json.dumps(tested.as_dict(), allow_nan=False))
     assert [ball["eps"] for ball in saved["balls"]] == [0.05, 0.4]
     assert saved["norm"] == "inf"
+    assert [one["after"] for one in saved["examples"]] == tested.after
     looking.print_tested(tested)
+
+
+def test_lines_keep_their_colours_and_names_are_escaped(tmp_path: Path) -> None:
+    """Also where nothing can be proved; and classes with signs of HTML in their names stay words."""
+    data = dataclasses.replace(squares(), classes=("<b>above</b>", "below & more"))
+    settings = (*QUICK, "eps=8/255,0.6")
+    colours = []
+    for network in ("plain", "unbounded"):
+        tested = robust(data, f"attacked_networks:{network}", examples=4, settings=settings)
+        text = write_tested(tested, tmp_path).read_text()
+        found = re.findall(r'stroke="(#\w+)".*<title>(.*)</title>', text)
+        colours.append({name: colour for colour, name in found})
+        assert "&lt;b&gt;above" in text
+        assert "<b>above" not in text
+        assert ">8/255<" in text
+    assert set(colours[0]) - set(colours[1]) == {"proved"}
+    assert colours[1].items() <= colours[0].items()
 
 
 @pytest.mark.parametrize(

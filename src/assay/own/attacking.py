@@ -20,13 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from assay.attack import certified, robust_accuracy, signs_of_masking
+from assay.attack.balls import CHUNK, wide
 from assay.attack.bounds import Unbounded
 from assay.data import Dataset
 from assay.errors import AssayError
+from assay.nn.frozen import frozen
 from assay.own.named import Named
 from assay.own.opening import open_subject
 from assay.own.probing import Looked, parse, see
-from assay.papers.robust.deepfool import deepfool
+from assay.papers.robust.deepfool import DeepFoolResult, deepfool
 from assay.train.loop import Report
 from assay.view import Seen, View
 
@@ -65,6 +67,8 @@ class Tested:
         rows: one for each size, the smallest first.
         masking: signs of gradient masking, sentences without full stops.
         checked: the size at which they were looked for.
+        after: what the network says of each example behind the smallest change that was found to fool it; ``None`` where none
+            did, or where it is wrong from the start.
     """
 
     looked: Looked
@@ -74,6 +78,14 @@ class Tested:
     rows: list[Ball]
     masking: list[str]
     checked: float
+    after: list[str | None]
+
+    def written(self, eps: float) -> str:
+        """A size as people write it: of images in grey levels, where it is a whole number of them."""
+        levels = round(255 * eps)
+        if self.looked.kind == "images" and self.norm == math.inf and levels and math.isclose(levels, 255 * eps, rel_tol=1e-6):
+            return f"{levels}/255"
+        return f"{eps:.3g}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -88,7 +100,7 @@ class Tested:
             "balls": [{"eps": row.eps, "under": row.under, "worst": row.worst, "proved": row.proved} for row in self.rows],
             "masking": self.masking,
             "masking_looked_for_at": self.checked,
-            "examples": plain["examples"],
+            "examples": [one | {"after": after} for one, after in zip(plain["examples"], self.after, strict=True)],
             "notes": plain["notes"],
         }
 
@@ -133,7 +145,8 @@ def robust(
     if subject.kind == "text":
         raise AssayError("robust moves inputs by small amounts, and words have none: it is for images, audio, series and tables.")
     looked = see(test.robust, subject, options, examples, seed)
-    return Tested(looked, test.norm, test.clean, test.range, test.rows, test.masking, test.checked)
+    after = [None if said is None else subject.classes[said] for said in test.after]
+    return Tested(looked, test.norm, test.clean, test.range, test.rows, test.masking, test.checked, after)
 
 
 def _sizes(text: str, default: Sequence[float]) -> tuple[float, ...]:
@@ -197,6 +210,7 @@ class _Test:
     rows: list[Ball] = field(default_factory=list)
     masking: list[str] = field(default_factory=list)
     checked: float = 0.0
+    after: list[int | None] = field(default_factory=list)
 
     def robust(
         self, view: View, eps: str = "", norm: float = math.inf, steps: int = 20, restarts: int = 2, queries: int = 200
@@ -223,13 +237,18 @@ class _Test:
         if norm == 2:  # a ball that is about as long on its way to a corner as the cube of the other norm
             default = tuple(float(f"{size * math.sqrt(inputs[0].numel()) / 2:.2g}") for size in default)
         self.norm, sizes, generator = norm, _sizes(eps, default), view.generator()
-        found = deepfool(model, inputs, norm=norm, clip=clip)
+        if _leads_back(model, inputs):
+            found = deepfool(model, inputs, norm=norm, clip=clip)
+        else:
+            notes.append("no gradient leads from the outputs back to the inputs, so that DeepFool has nowhere to go")
+            found = _unmoved(model, inputs)
         moved = found.perturbation.flatten(1).norm(p=norm, dim=1)
         right = found.label == labels
         self.clean = right.double().mean().item()
         # An attack's smallest success, or none.
         reach = torch.where(found.new_label == found.label, math.inf, moved).where(right, 0.0)
         smallest, fooled_by = reach.clone(), {DEEPFOOL: reach}
+        changed = torch.where(wide(right & (reach < math.inf), inputs), found.adversarial, inputs)
         bounded = True
         for size in sizes:
             rows = torch.nonzero(right).squeeze(1)
@@ -245,6 +264,8 @@ class _Test:
                 clip=clip,
                 generator=generator,
             )
+            beaten = ~tried.standing & (smallest[rows] > size)
+            changed[rows[beaten]] = tried.adversarial[beaten]
             for attack, stood in tried.withstood.items():
                 until = fooled_by.setdefault(attack, torch.where(right, math.inf, 0.0).to(reach))
                 # A larger ball holds the smaller one: what was fooled in it stays fooled.
@@ -256,7 +277,7 @@ class _Test:
                     proved = certified(model, inputs, labels, eps=size, clip=clip).double().mean().item()
                 except (Unbounded, RuntimeError) as error:
                     bounded = False
-                    notes.append(f"nothing is proved: {str(error).splitlines()[0].rstrip('.')}")
+                    notes.append(f"nothing is proved: {_why(error)}")
             under = {attack: (until > size).double().mean().item() for attack, until in fooled_by.items()}
             self.rows.append(Ball(size, under, (smallest > size).double().mean().item(), proved))
         # Signs of masking show where an attack is neither hopeless nor certain.
@@ -274,6 +295,10 @@ class _Test:
                 generator=generator,
             ).signs
         )
+        with torch.no_grad():
+            said = torch.cat([model(part).argmax(dim=1) for part in changed.split(CHUNK)])
+        fooled = right & (smallest < math.inf)
+        self.after = [label if was else None for label, was in zip(said.tolist(), fooled.tolist(), strict=True)]
         if bounded and norm == 2:
             notes.append("what is proved holds for the cube around the ball, so that much more may be true")
         return Seen(
@@ -281,9 +306,31 @@ class _Test:
                 "median distance by DeepFool, of what is right": reach[right].median().item() if bool(right.any()) else math.nan
             },
             each={"smallest change found": smallest},
-            inputs={"moved over the boundary by DeepFool": _back(model, found.adversarial)} if view.kind == "images" else {},
+            inputs={"behind the smallest change found": _back(model, changed)} if view.kind == "images" else {},
             notes=tuple(notes),
         )
+
+
+def _why(error: Exception) -> str:
+    """What is in the way of interval bounds, without a full stop."""
+    text = str(error).splitlines()[0].rstrip(".")
+    if "not supported between instances of" in text:
+        return "interval bounds have no rule for comparisons, and this network makes one of what it computes"
+    return text
+
+
+def _leads_back(model: nn.Module, inputs: Tensor) -> bool:
+    """Does anything that the network says depend on its inputs differentiably? Of a comparison nothing does."""
+    with frozen(model, inputs):
+        leads: bool = model(inputs[:1].clone().requires_grad_()).requires_grad
+    return leads
+
+
+@torch.no_grad()
+def _unmoved(model: nn.Module, inputs: Tensor) -> DeepFoolResult:
+    """DeepFool's answer where it finds no way."""
+    label = torch.cat([model(part).argmax(dim=1) for part in inputs.split(CHUNK)])
+    return DeepFoolResult(inputs, torch.zeros_like(inputs), torch.zeros_like(label), label, label)
 
 
 def _back(model: nn.Module, units: Tensor) -> Tensor:

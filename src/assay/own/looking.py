@@ -454,7 +454,7 @@ def print_tested(tested: Tested) -> None:
     out.print(f"[bold]{ROBUST}[/]  {escape(looked.what)}", highlight=False)
     out.print(f"network: {escape(looked.model)}{right}\ndata: {escape(looked.source)}", highlight=False)
     norm = "largest change of one entry" if tested.norm == float("inf") else "L2 norm"
-    out.print(f"{escape(tested.range)}; norm: {norm}", highlight=False)
+    out.print(f"{len(looked.examples)} examples; {escape(tested.range)}; norm: {norm}", highlight=False)
     attacks = list(tested.rows[0].under)
     table = Table("eps", "proved", "worst", *attacks, box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns:
@@ -464,7 +464,7 @@ def print_tested(tested: Tested) -> None:
     for row in tested.rows:
         proved = "–" if row.proved is None else share(100 * row.proved)
         table.add_row(
-            f"{row.eps:.3g}", proved, f"[bold]{share(100 * row.worst)}[/]", *(share(100 * row.under[a]) for a in attacks)
+            tested.written(row.eps), proved, f"[bold]{share(100 * row.worst)}[/]", *(share(100 * row.under[a]) for a in attacks)
         )
     out.print(table)
     for name, value in looked.numbers.items():
@@ -472,7 +472,7 @@ def print_tested(tested: Tested) -> None:
     for sign in tested.masking:
         out.print(f"[red]masked gradients[/]: {escape(sign)}.", highlight=False)
     if not tested.masking:
-        out.print(f"no sign of gradient masking at eps {tested.checked:.3g}", highlight=False)
+        out.print(f"no sign of gradient masking at eps {tested.written(tested.checked)}", highlight=False)
     for note in looked.notes:
         out.print(f"[dim]note: {escape(note)}.[/]", highlight=False)
 

@@ -113,8 +113,11 @@ def _plot(deletion: Sequence[float], insertion: Sequence[float], low: float, hig
     return points(deletion), points(insertion)
 
 
-#: Colours of the lines on a page about attacks, for light and dark paper.
-_LINES = ("#0b7a63", "#c81e1e", "#c9822b", "#1e78c8", "#8a5fc9", "#888888")
+#: Colours of the lines on a page about attacks, for light and dark paper: always the same for the same attack.
+_PROVED, _WORST = "#0b9a7c", "#d83a3a"
+_ATTACKS = ("#c9822b", "#1e88d8", "#9a6fd9", "#888888")
+#: Examples that a page about attacks shows at once; the others are folded away.
+_FIRST = 24
 
 
 def write_tested(tested: Tested, folder: Path) -> Path:
@@ -131,17 +134,19 @@ def write_tested(tested: Tested, folder: Path) -> Path:
         AssayError: jinja2 is missing, or the folder cannot be written.
     """
     attacks = list(tested.rows[0].under)
-    curves: dict[str, list[float]] = {}
-    if all(row.proved is not None for row in tested.rows):
-        curves["proved"] = [row.proved or 0.0 for row in tested.rows]
-    curves["worst of all"] = [row.worst for row in tested.rows]
-    curves |= {attack: [row.under[attack] for row in tested.rows] for attack in attacks}
     # The sizes stand evenly, since they mostly double; the first place is no change at all.
     places = [40 + 590 * number / len(tested.rows) for number in range(len(tested.rows) + 1)]
-    lines = []
-    for (name, values), colour in zip(curves.items(), itertools.cycle(_LINES), strict=False):
+
+    def line(values: Sequence[float]) -> str:
         heights = [270 - 250 * value for value in (tested.clean, *values)]
-        lines.append((name, colour, " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(places, heights, strict=True))))
+        return " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(places, heights, strict=True))
+
+    # The worst of all lies on one attack or another: a broad line under theirs.
+    lines = [("worst of all", _WORST, 7.0, line([row.worst for row in tested.rows]))]
+    for attack, colour in zip(attacks, itertools.cycle(_ATTACKS), strict=False):
+        lines.append((attack, colour, 1.8, line([row.under[attack] for row in tested.rows])))
+    if all(row.proved is not None for row in tested.rows):
+        lines.append(("proved", _PROVED, 2.5, line([row.proved or 0.0 for row in tested.rows])))
     return _write(
         tested.looked,
         folder,
@@ -151,8 +156,27 @@ def write_tested(tested: Tested, folder: Path) -> Path:
         attacks=attacks,
         lines=lines,
         grid=[(270 - 250 * share / 4, f"{25 * share} %") for share in range(5)],
-        ticks=list(zip(places, ["0", *(f"{row.eps:.3g}" for row in tested.rows)], strict=True)),
+        ticks=list(zip(places, ["0", *(tested.written(row.eps) for row in tested.rows)], strict=True)),
+        ranked=_most_easily_fooled(tested),
+        first=_FIRST,
     )
+
+
+def _most_easily_fooled(tested: Tested) -> list[tuple[int, str, str]]:
+    """Places of the examples, those first that the smallest change fools; what becomes of each, and the size of the change.
+
+    Those that nothing fooled come next, and those that are wrong without a change last.
+    """
+    found = []
+    for place, (example, after) in enumerate(zip(tested.looked.examples, tested.after, strict=True)):
+        size = example.numbers["smallest change found"]
+        if after is not None:
+            found.append((size, place, after, f"{size:.3g}"))
+        elif size > 0:
+            found.append((math.inf, place, "", "not fooled"))
+        else:
+            found.append((math.inf, place + len(tested.after), "", "wrong as it is"))
+    return [(place % len(tested.after), after, text) for _, place, after, text in sorted(found)]
 
 
 def _write(looked: Looked, folder: Path, template: str, **more: Any) -> Path:
