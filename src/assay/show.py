@@ -35,6 +35,14 @@ COLOURS = {
 }
 
 
+#: What the columns of a paper's standard networks mean.
+CONFIGURATION_TERMS = (
+    "MACs: multiply-adds of one example; outputs: numbers that its convolutions return (activations); layers: those with "
+    "weights, on the longest way; sees: side of the part of the picture that one place of the last map depends on (receptive "
+    "field)."
+)
+
+
 @cache
 def console() -> Console:
     """Where tables go."""
@@ -158,17 +166,24 @@ def _print_configurations(configurations: Mapping[str, Configuration]) -> None:
     """The standard networks of a paper, a line each."""
     if not configurations:
         return
-    numbers = ("parameters", "MACs", "outputs", "layers", "sees")
-    table = _table("configuration", "input", *numbers, right=numbers)
-    table.padding = (0, 1, 0, 0)
+    names = ("configuration", "input", "parameters", "MACs", "outputs", "layers", "sees")
     rows = []
     for call, one in configurations.items():
         counts = (f"{one.parameters:,}", size(one.macs), size(one.activations), str(one.layers), str(one.sees or "-"))
         rows.append((call, "x".join(map(str, one.input)), *counts))
-        table.add_row(*rows[-1])
-    for column, cells in zip(table.columns, zip(*rows, strict=True), strict=True):
-        column.min_width = max(map(len, cells))  # in a narrow terminal the headers are broken, numbers never
+    table = _table(*names, right=names[2:])
+    # In a narrow terminal columns stand closer, and then calls are broken; numbers never are.
+    call_width, *others = (max(map(len, column)) for column in zip(names, *rows, strict=True))
+    apart = 2 if call_width + sum(others) + 2 * len(names) <= console().width else 1
+    table.padding = (0, apart - 1, 0, 0)
+    widths = [max(8, min(call_width, console().width - sum(others) - len(names) - 1)), *others]
+    for column, width in zip(table.columns, widths, strict=True):
+        column.min_width = column.max_width = width
+    for row in rows:
+        table.add_row(*row)
     console().print(table)
+    sees = " -: the whole of it, by a look at the picture's mean." if any(not one.sees for one in configurations.values()) else ""
+    console().print(Padding(f"[dim]{CONFIGURATION_TERMS}{sees}[/]", (0, 2)), highlight=False)
 
 
 # ------------------------------------------------------------------------------------------------ results

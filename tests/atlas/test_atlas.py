@@ -326,6 +326,25 @@ def test_labels_keep_their_order_and_distance() -> None:
     assert places["c"] <= 200
 
 
+def test_names_of_dots_stand_free() -> None:
+    dots = [(100.0, 100.0, "first"), (108.0, 100.0, "second"), (300.0, 100.0, "third"), (104.0, 160.0, "first")]
+    bars = [(310.0, 314.0, 50.0, 150.0)]
+    found = {label: (across, down, side) for label, across, down, side in figures._free_labels(dots, 400, bars, near=1e9)}
+    assert set(found) == {"first", "second", "third"}  # one name for two dots of it
+    assert found["third"] == (290.0, 100.0, "right")  # ends beside its dot, the bar is on the other side
+    narrow = figures._free_labels([(30.0, 50.0, "a longer name"), (38.0, 50.0, "b")], 90)
+    assert ("b", 48.0, 50.0, "left") in narrow
+
+
+def test_words_are_stressed_and_products_are_not() -> None:
+    assert pages.inline("*Label smoothing*: **nothing** is 2 * 3 * 4 or a*b*c") == [
+        ("stress", "Label smoothing"),
+        ("text", ": "),
+        ("stress", "nothing"),
+        ("text", " is 2 * 3 * 4 or a*b*c"),
+    ]
+
+
 def test_docstrings_become_blocks() -> None:
     found = pages.blocks("Title.\n\nSome ``code`` and :func:`~a.b.name`::\n\n    x = 1\n\n    y = 2\n\n- one\n  more\n- two")
     assert [kind for kind, _ in found] == ["paragraph", "paragraph", "code", "list"]

@@ -94,6 +94,23 @@ def test_all_or_nothing(change: dict[str, torch.Tensor | None], words: str) -> N
     assert torch.equal(net[1].weight, before["1.weight"])
 
 
+def test_weights_lie_in_checkpoints_and_behind_the_names_of_data_parallel(tmp_path: Path) -> None:
+    parallel = {f"module.{name}": value for name, value in theirs().items()}
+    for place, saved in enumerate((theirs(), {"model": theirs(), "epoch": 3}, {"state_dict": parallel}, parallel)):
+        torch.save(saved, tmp_path / f"{place}.pth")
+        assert set(read_weights(tmp_path / f"{place}.pth")) == set(theirs())
+
+
+@pytest.mark.parametrize("saved", [[1, 2], {}, {"model": 3}, {1: torch.ones(2)}, nn.Linear(2, 2)])
+def test_files_of_something_else_are_refused_in_one_sentence(tmp_path: Path, saved: object) -> None:
+    torch.save(saved, tmp_path / "odd.pth")
+    with pytest.raises(AssayError, match=r"odd\.pth") as refused:
+        load_weights(nn.Linear(2, 2), tmp_path / "odd.pth")
+    assert "\n" not in str(refused.value)
+    assert "\033" not in str(refused.value)
+    assert "state" in str(refused.value)
+
+
 def test_files_are_never_unpickled(tmp_path: Path) -> None:
     torch.save({"state_dict": theirs()}, tmp_path / "good.pth")
     assert set(read_weights(tmp_path / "good.pth")) == set(theirs())

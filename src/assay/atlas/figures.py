@@ -312,6 +312,8 @@ def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str
     scale_x = alt.Scale(type="log" if log_x else "linear", domain=x_range, nice=False, zero=False)
     scale_y = alt.Scale(type="log" if log_y else "linear", domain=y_range, nice=False, zero=False)
     axis_x = alt.Axis(grid=False, ticks=True, tickColor=RULE, labelFlush=True, **_ticks(x_range, log_x, 6 if wide else 4))
+    if not log_x and all(float(row["x"]).is_integer() for row in rows):
+        axis_x.tickMinStep = 1  # there is no layer 1.5
     axis_y = alt.Axis(**_ticks(y_range, log_y, 5))
     x = alt.X("x:Q", scale=scale_x, axis=axis_x)
 
@@ -532,8 +534,8 @@ def _prices(width: int, points: Sequence[Mapping[str, Any]]) -> Any:
     for p in points:
         gain = _bend(p["gain"]) if bent else p["gain"]
         places.append((plot * _share(p["time"], x_range, True), height * (1 - _share(gain, y_range, False)), p["label"]))
-    for label, begin, down in _free_labels(places, plot + right):
-        layers.append(_text(label, begin, down, INK, fontSize=12 if wide else 11, stroke=PAGE, strokeWidth=3))
+    for label, begin, down, side in _free_labels(places, plot + right):
+        layers.append(_text(label, begin, down, INK, fontSize=12 if wide else 11, stroke=PAGE, strokeWidth=3, align=side))
     layers.append(_text("effect, in per cent of the control", -left, -20))
     layers.append(_text("time of the method / time of the control", plot, height + 38, align="right"))
     return _finish(layers, width, height, left, right, top, bottom)
@@ -547,7 +549,7 @@ def _against(width: int, points: Sequence[Mapping[str, Any]], name: str, unit: s
     across = [p["x"] for p in points]
     log = name != "year" and min(across) > 0 and max(across) > 5 * min(across)
     x_range, y_range = _range(across, log, 0.06), _range([p[end] for p in points for end in ("low", "high")], False, 0.08)
-    ticks = {"tickCount": 8, "format": "d"} if name == "year" else _ticks(x_range, log, 6 if wide else 4)
+    ticks = {"tickCount": 8 if wide else 4, "format": "d"} if name == "year" else _ticks(x_range, log, 6 if wide else 4)
     x = alt.X(
         "x:Q", scale=alt.Scale(type="log" if log else "linear", domain=x_range, nice=False), axis=alt.Axis(grid=False, **ticks)
     )
@@ -562,17 +564,18 @@ def _against(width: int, points: Sequence[Mapping[str, Any]], name: str, unit: s
             color=colour, fill=colour if row == rows[-1] else PAGE, size=70 if wide else 50, strokeWidth=1.8, opacity=1
         )
         layers.append(dots.encode(x=x, y=y))
-    places = [(plot * _share(p["x"], x_range, log), height * (1 - _share(p["y"], y_range, False)), p["label"]) for p in points]
-    for label, begin, down in _once(_free_labels(places, plot + right)):
-        layers.append(_text(label, begin, down, INK, fontSize=12 if wide else 11, stroke=PAGE, strokeWidth=3))
-        layers.append(_text(label, begin, down, INK, fontSize=12 if wide else 11))
+    places, bars = [], []
+    for p in points:
+        x_at = plot * _share(p["x"], x_range, log)
+        top_at, y_at, bottom_at = (height * (1 - _share(p[end], y_range, False)) for end in ("high", "y", "low"))
+        places.append((x_at, y_at, p["label"]))
+        bars.append((x_at - 2, x_at + 2, top_at, bottom_at))
+    # The tasks of one method lie above each other, so that one of them has its name.
+    for label, begin, down, side in _free_labels(places, plot + right, bars, near=math.inf):
+        layers.append(_text(label, begin, down, INK, fontSize=12 if wide else 11, stroke=PAGE, strokeWidth=3, align=side))
+        layers.append(_text(label, begin, down, INK, fontSize=12 if wide else 11, align=side))
     layers += [_text(unit, -left, -20), _text(name, plot, height + 38, align="right")]
     return _finish(layers, width, height, left, right, top, bottom)
-
-
-def _once(labels: Sequence[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
-    """The first label of every name: the tasks of one method lie above each other."""
-    return list({label: (label, begin, down) for label, begin, down in reversed(labels)}.values())
 
 
 def _is_bent(gains: Sequence[float]) -> bool:
@@ -590,22 +593,36 @@ def _unbend(place: float) -> float:
     return math.copysign(_KNEE * math.expm1(abs(place)), place)
 
 
-def _free_labels(places: Sequence[tuple[float, float, str]], width: float) -> list[tuple[str, float, float]]:
-    """Label, left end and middle for the dots that have room for one beside them, over no other dot and no other label.
+def _free_labels(
+    places: Sequence[tuple[float, float, str]],
+    width: float,
+    bars: Sequence[tuple[float, float, float, float]] = (),
+    near: float = 60.0,
+) -> list[tuple[str, float, float, str]]:
+    """Label, place of its end, middle and alignment for the dots that have room for one, over nothing else.
 
-    Dots of one paper close to each other share a label. Those at the rim come first: they are what a reader looks for.
+    Dots of one paper within ``near`` pixels of each other share a label. Those at the rim come first: they are what a reader
+    looks for. A label stands on the right of its dot, else on the left, else above or below.
+
+    Args:
+        places: across, down and label of every dot.
+        width: where the figure ends on the right.
+        bars: left, right, top and bottom of what else must not be written over.
+        near: pixels.
     """
-    taken = [(across - 6, across + 6, down - 6, down + 6) for across, down, _ in places]
-    found: list[tuple[str, float, float]] = []
+    taken = [(across - 6, across + 6, down - 6, down + 6) for across, down, _ in places] + list(bars)
+    found: list[tuple[str, float, float, str]] = []
     middle = statistics.fmean(down for _, down, _ in places) if places else 0.0
     for across, down, label in sorted(places, key=lambda place: -abs(place[1] - middle)):
-        if any(label == known and math.hypot(begin - across, at - down) < 60 for known, begin, at in found):
+        if any(label == known and math.hypot(begin - across, at - down) < near for known, begin, at, _ in found):
             continue
-        size = CHARACTER * len(label)
-        for begin in (across + 10, across - 10 - size):
-            box = (begin, begin + size, down - 7, down + 7)
+        size = 1.05 * CHARACTER * len(label)
+        beside = ((across + 10, down, "left"), (across - 10, down, "right"))
+        for begin, at, side in (*beside, (across, down - 15, "center"), (across, down + 15, "center")):
+            start = begin - {"left": 0.0, "center": size / 2, "right": size}[side]
+            box = (start, start + size, at - 7, at + 7)
             if box[0] >= 0 and box[1] <= width and not any(_overlap(box, other) for other in taken):
-                found.append((label, begin, down))
+                found.append((label, begin, at, side))
                 taken.append(box)
                 break
     return found

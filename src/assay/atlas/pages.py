@@ -253,7 +253,7 @@ class Page:
                 size(one.macs),
                 size(one.activations),
                 str(one.layers),
-                f"{one.sees}×{one.sees}" if one.sees else "",
+                str(one.sees or "all"),
             )
             for call, one in catalogue.configurations(self.paper).items()
         ]
@@ -533,7 +533,9 @@ def _strip(low: float, high: float, effect: float, wanted: Sequence[float | None
 
 # ------------------------------------------------------------------------------------------------ words and code
 
-_INLINE = re.compile(r"``(.+?)``|:[a-z]+:`~?(?:[\w.]+\.)?(\w+)`|`([^`]+)`", re.DOTALL)
+_INLINE = re.compile(
+    r"``(.+?)``|:[a-z]+:`~?(?:[\w.]+\.)?(\w+)`|`([^`]+)`|(?<![\w*])(?P<stressed>\*{1,2}\w[^*]*\*{1,2})(?!\w)", re.DOTALL
+)
 
 
 def _words(text: str) -> list[str]:
@@ -541,11 +543,12 @@ def _words(text: str) -> list[str]:
 
 
 def inline(text: str) -> list[tuple[str, str]]:
-    """A paragraph as pieces, ``("text" | "code", words)``."""
+    """A paragraph as pieces, ``("text" | "code" | "stress", words)``."""
     pieces, at = [], 0
     for found in _INLINE.finditer(text):
         pieces.append(("text", text[at : found.start()]))
-        pieces.append(("code", next(group for group in found.groups() if group)))
+        words = next(group for group in found.groups() if group)
+        pieces.append(("stress", words.strip("*")) if found["stressed"] else ("code", words))
         at = found.end()
     return [(kind, words) for kind, words in [*pieces, ("text", text[at:])] if words]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from assay.errors import AssayError
 
 #: Pairs of (regular expression, replacement or function of the match), applied one after the other to a foreign name.
 Names = Sequence[tuple[str, str | Callable[[re.Match[str]], str]]]
+
+_PARALLEL = "module."  # what nn.DataParallel puts before every name
 
 
 def load_weights(
@@ -32,9 +35,11 @@ def load_weights(
         AssayError: a weight is missing, superfluous, or has another shape.
     """
     given = source if isinstance(source, Mapping) else read_weights(source)
-    where = "the weights" if isinstance(source, Mapping) else str(source)
+    where = "the weights" if isinstance(source, Mapping) else f"the weights of {source}"
     renamed: dict[str, Tensor] = {}
     for foreign, value in given.items():
+        if not isinstance(value, Tensor):
+            raise AssayError(f"{foreign!r} of {where} is no tensor but {type(value).__name__}: give the state dict of a network.")
         name = foreign
         for pattern, replacement in names:
             name = re.sub(pattern, replacement, name)
@@ -51,11 +56,15 @@ def load_weights(
     if missing or superfluous:
         what = f"lack {missing[0]!r}" if missing else f"have {superfluous[0]!r} besides"
         raise AssayError(
-            f"{where} {what} ({len(missing)} missing, {len(superfluous)} superfluous): build the network that they are of."
+            f"{where[0].upper()}{where[1:]} {what} ({len(missing)} missing, {len(superfluous)} superfluous): build the network "
+            "that they are of."
         )
     if other:
         shapes = f"{tuple(found[other[0]].shape)} instead of {tuple(wanted[other[0]].shape)}"
-        raise AssayError(f"{other[0]!r} of {where} is {shapes}: build the network with their sizes, or leave that part out.")
+        raise AssayError(
+            f"{other[0]!r} of {where} is {shapes}: build the network with their sizes, or leave that part out "
+            "(load_pretrained's head=False leaves the last layer)."
+        )
     with torch.no_grad():
         for name, value in wanted.items():
             if name in found:
@@ -67,7 +76,8 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
 
     Args:
         source: a ``.safetensors`` file, a file of ``torch.save`` (tensors only), or a hub's name as
-            ``"timm/resnet50.a1_in1k"``.
+            ``"timm/resnet50.a1_in1k"``. In a file of ``torch.save`` they may be an entry of a checkpoint (``"state_dict"`` or
+            ``"model"``), and what ``DataParallel`` puts before their names is left out.
 
     Raises:
         AssayError: there is no such file, or it holds something else than tensors.
@@ -79,14 +89,25 @@ def read_weights(source: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            loaded: dict[str, Any] = load_file(path)
+            loaded: Any = load_file(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-            loaded = loaded.get("state_dict", loaded)
+    except pickle.UnpicklingError:
+        raise AssayError(
+            f"{path} holds no weights that could be read safely, but something damaged or a whole object: save the weights "
+            "alone, torch.save(model.state_dict(), path)."
+        ) from None
     except Exception as error:  # whatever the two readers meet in a damaged file
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise AssayError(f"{path} holds no weights that could be read safely ({reason}): give a file of tensors alone.") from None
-    return loaded
+    for entry in ("state_dict", "model"):
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(entry), Mapping):
+            loaded = loaded[entry]
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(name, str) for name in loaded):
+        raise AssayError(f"{path} holds no weights by name, but {type(loaded).__name__}: save model.state_dict().")
+    if all(name.startswith(_PARALLEL) for name in loaded):
+        loaded = {name.removeprefix(_PARALLEL): value for name, value in loaded.items()}
+    return dict(loaded)
 
 
 def _in_hub_cache(name: str) -> Path:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from assay.nn.ending import last_linear
 from assay.train.hooks import Hook, Run
 
 _LEAST = 1e-6  # of a gradient's length, against division by 0; as in the authors' code
@@ -109,9 +110,9 @@ class AdaptiveClipping(Hook):
 
 
 def all_but_last_layer(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters of a network without those of the last ``nn.Linear`` of its modules."""
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    last = {id(parameter) for parameter in layers[-1].parameters()} if layers else set()
+    """The parameters of a network without those of its last linear layer (:func:`assay.nn.ending.last_linear`)."""
+    found = last_linear(model)
+    last = {id(parameter) for parameter in found[1].parameters()} if found else set()
     return [parameter for parameter in model.parameters() if id(parameter) not in last]
 
 

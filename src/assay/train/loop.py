@@ -22,6 +22,7 @@ from assay.clock import seconds
 from assay.data import Split
 from assay.errors import AssayError, Diverged
 from assay.files import load_checkpoint, save_checkpoint
+from assay.nn.ending import last_linear
 from assay.nn.layers import watching
 from assay.paper import Cost, Score
 from assay.recipe import PerExample, Recipe
@@ -232,15 +233,15 @@ class Loop:
 
     def _watched_layer(self) -> nn.Linear:
         """The network's last linear layer; from now on what goes into it is kept."""
-        layers = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
-        if not layers:
+        found = last_linear(self.model)
+        if found is None:
             raise AssayError("The loss asks for features, and the network has no linear layer that they could go into.")
 
         def keep(_: nn.Module, given: tuple[Tensor, ...]) -> None:
             self.features = given[0]
 
-        self.watching.callback(layers[-1].register_forward_pre_hook(keep).remove)
-        return layers[-1]
+        self.watching.callback(found[1].register_forward_pre_hook(keep).remove)
+        return found[1]
 
     #: Whether every process holds a part of the weights only.
     sharded = False

@@ -91,11 +91,15 @@ def test_widths_after_normalising_and_without_ink() -> None:
     assert WidthNormalize(12, canvas=16)(torch.ones(1, 1, 20, 20).tril())[0].shape == (1, 16, 16)
     with pytest.raises(ValueError, match="from 2 to the canvas of 29"):
         WidthNormalize(30)
+    with pytest.raises(ValueError, match="a share from 0"):
+        WidthNormalize(12, ground=1)
 
 
 def test_widths_are_right_after_normalising_and_deforming() -> None:
     """Which leave rounding errors on the ground."""
     seen = deform((digits() - 0.1307) / 0.3081, torch.Generator().manual_seed(1))
+    assert {box(image)[3] for image in WidthNormalize(10, ground=0)(seen)} == {10}
+    assert max(box(image)[2] for image in WidthNormalize(10, ground=0)(seen)) == 28  # the errors count as ink
     for way, width in zip(paper.digit_ways(29)[1:], (10, 12, 14, 16, 18, 20), strict=True):
         boxes = [box(image) for image in way(seen)]
         assert {wide for _, _, _, wide in boxes} == {width}
@@ -245,7 +249,7 @@ def test_treatment() -> None:
     assert not torch.equal(next(net.columns[0].parameters()), next(net.columns[5].parameters()))
     assert fit(treated, 0).logits().exp().sum(dim=1).sub(1).abs().max() < 1e-5
     widths = multi_column(plain, columns=7, ways="digits").model()
-    assert [one[0][1].width for one in widths.columns[1:]] == [4, 5, 6, 7, 7, 8]
+    assert [one[0].width for one in widths.columns[1:]] == [4, 5, 6, 7, 7, 8]
     assert fit(multi_column(plain, ways="digits"), 0).logits().shape == (64, 3)
     for both in (elr(multi_column(plain, 2)), multi_column(elr(plain), 2)):
         assert isinstance(both.loss, Corrected)

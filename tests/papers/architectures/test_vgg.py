@@ -161,3 +161,27 @@ def test_claims_at_smoke_scale(home: object) -> None:
     assert len(paper.deeper_is_better(lab)) == 3
     assert len(paper.two_small_filters_beat_a_large_one(lab)) == 2
     assert len(paper.response_normalisation_brings_nothing(lab)) == 2
+
+
+def test_weights_of_torchvision_and_timm_are_loaded_by_name() -> None:
+    models, timm = pytest.importorskip("torchvision").models, pytest.importorskip("timm")
+    with torch.device("meta"):
+        ours = vgg("A", batch_norm=True)
+        for theirs in (models.vgg11_bn(), timm.create_model("vgg11_bn")):
+            paper.load_pretrained(ours, theirs.state_dict())
+            paper.load_pretrained(vgg("A", 10, batch_norm=True), theirs.state_dict(), head=False)
+            paper.load_pretrained(vgg("A", 10, batch_norm=True, head="gap"), theirs.state_dict(), head=False)
+            with pytest.raises(AssayError, match="head=False"):
+                paper.load_pretrained(vgg("A", 10, batch_norm=True), theirs.state_dict())
+            with pytest.raises(AssayError, match="build the network that they are of"):
+                paper.load_pretrained(vgg("A"), theirs.state_dict())
+
+
+def test_outputs_equal_timms_with_its_weights() -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    theirs = timm.create_model("vgg11", num_classes=5).eval()
+    ours = paper.load_pretrained(vgg("A", 5), theirs.state_dict()).eval()
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-6)

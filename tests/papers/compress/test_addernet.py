@@ -204,6 +204,21 @@ def test_a_network_is_converted_but_for_its_first_and_last_layer() -> None:
             to_adder(net)
 
 
+def test_a_layer_that_stands_in_several_places_is_converted_once_and_stays_shared() -> None:
+    twice = nn.Conv2d(4, 4, 3, padding=1)
+    net = nn.Sequential(nn.Conv2d(1, 4, 1), twice, nn.ReLU(), nn.Sequential(twice, nn.BatchNorm2d(4), twice), nn.Conv2d(4, 2, 1))
+    to_adder(net)
+    inside = net.get_submodule("3")
+    assert isinstance(inside, nn.Sequential)
+    assert isinstance(inside[0], AdderConv2d)
+    assert isinstance(inside[1], nn.BatchNorm2d)
+    assert net[1] is inside[2]  # no normalisation followed in either place
+    assert net.get_submodule("1.0") is inside[0]
+    assert sum(isinstance(module, AdderConv2d) for module in net.modules()) == 1
+    assert not any(module is twice for module in net.modules())
+    assert net(torch.randn(2, 1, 6, 6)).shape == (2, 2, 6, 6)
+
+
 def test_a_batch_of_any_size_goes_through_an_exported_network() -> None:
     net = small().eval()
     batch = {0: torch.export.Dim("batch", min=1)}

@@ -38,6 +38,7 @@ from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.nn.audio import Mel, log_mel
 from assay.nn.convnet import ConvNorm
+from assay.nn.ending import last_linear
 from assay.nn.inception import Mixed, chain
 from assay.paper import Cost, Curve, Higher, Lower, Reported, Score, claim
 from assay.recipe import Recipe, treatment
@@ -157,7 +158,7 @@ def fine_tuning(model: nn.Module, num_classes: int, rate: float, factor: float =
     """Give a trained network a new last layer, and make that layer learn faster than the others.
 
     Args:
-        model: whose last ``nn.Linear``, in the order of its modules, gives the logits; it is replaced in place.
+        model: whose last linear layer (:func:`assay.nn.ending.last_linear`) gives the logits; it is replaced in place.
         num_classes: of the new task.
         rate: learning rate of all layers that stay.
         factor: the new layer's rate is so many times as high; 10 in the paper.
@@ -165,10 +166,10 @@ def fine_tuning(model: nn.Module, num_classes: int, rate: float, factor: float =
     Returns:
         Groups of parameters for an optimizer.
     """
-    named = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not named or not named[-1][0]:
+    found = last_linear(model)
+    if found is None or not found[0]:
         raise AssayError("The network has no linear layer inside it that could be replaced; give it one of its own.")
-    name, old = named[-1]
+    name, old = found
     owner, _, attribute = name.rpartition(".")
     new = nn.Linear(old.in_features, num_classes, bias=old.bias is not None).to(old.weight.device, old.weight.dtype)
     setattr(model.get_submodule(owner), attribute, new)

@@ -16,8 +16,10 @@ from which all of them learn.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -27,6 +29,7 @@ from torch.nn import functional as F
 from assay.nn.convnet import plain_layers
 from assay.nn.initialise import he_normal
 from assay.nn.measure import nearest_width, parameters
+from assay.nn.weights import load_weights, read_weights
 from assay.paper import Close, Configuration, Higher, Reported, claim
 from assay.recipe import Recipe, network_of_images, treatment
 from assay.train.augment import flip_and_crop
@@ -144,6 +147,31 @@ def dense_predict(model: VGG, images: Tensor, scales: Sequence[int] = (256, 384,
         both = (resized, resized.flip(3))
         posteriors += [model.score_map(picture).mean(dim=(2, 3)).softmax(dim=1) for picture in both]
     return torch.stack(posteriors).mean(dim=0)
+
+
+#: timm's names -> ours, which are torchvision's, for :func:`assay.nn.weights.load_weights`.
+NAMES = ((r"^pre_logits\.fc1\.", "classifier.0."), (r"^pre_logits\.fc2\.", "classifier.3."), (r"^head\.fc\.", "classifier.6."))
+
+
+def load_pretrained(model: VGG, source: str | Path | Mapping[str, Tensor], head: bool = True) -> VGG:
+    """Fill a network with weights of torchvision or timm; returns the network.
+
+    Args:
+        model: e.g. ``vgg16_bn()``.
+        source: a state dict, a .safetensors (or torchvision's .pth) file, or a model that lies in the hub's cache, as
+            ``"timm/vgg16_bn.tv_in1k"``. Images must be RGB in [0, 1], minus (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225).
+        head: whether the last layer is taken too; ``False`` for other classes than ImageNet's. With ``vgg(head="gap")``, which
+            has one linear layer, the convolutions alone are taken then.
+
+    Raises:
+        AssayError: the weights are of another network, or not there.
+    """
+    given = source if isinstance(source, Mapping) else read_weights(source)
+    # timm keeps the first two linear layers as convolutions of 7x7 and 1x1.
+    flat = {name: value.flatten(1) if re.match(r"pre_logits\.fc\d\.weight", name) else value for name, value in given.items()}
+    last = f"classifier.{len(model.classifier) - 1}." if len(model.classifier) > 1 else "classifier."
+    load_weights(model, flat, NAMES, leave=() if head else (last,))
+    return model
 
 
 #: The standard networks, and what they are known to measure.

@@ -30,6 +30,7 @@ from torch.nn import functional as F
 
 from assay.drawing import Tile, as_image, tiles
 from assay.errors import AssayError
+from assay.nn.ending import last_linear
 from assay.nn.prototypes import cover, squared_distances, support
 from assay.paper import Close, Curve, Higher, Reported, claim
 from assay.recipe import Recipe, per_example, treatment, with_loss
@@ -186,10 +187,10 @@ class CaseBasedLoss(nn.Module):
 
 def _with_prototypes(make: Callable[[], nn.Module], num_classes: int, prototypes: int, shape: tuple[int, ...]) -> nn.Module:
     model = make()
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linear or linear[-1][1].out_features != num_classes:
+    found = last_linear(model)
+    if found is None or found[1].out_features != num_classes:
         raise AssayError("Prototypes stand in the place of the last linear layer, and this network does not end in one.")
-    name, last = linear[-1]
+    name, last = found
     parent, _, own = name.rpartition(".")
     width = last.in_features
     setattr(model.get_submodule(parent), own, PrototypeHead(width, num_classes, prototypes, _plain_decoder(width, shape)))

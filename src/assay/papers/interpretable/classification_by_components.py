@@ -36,6 +36,7 @@ from torch.nn import functional as F
 from assay.attack import pgd
 from assay.drawing import Tile, as_image, tiles
 from assay.errors import AssayError
+from assay.nn.ending import last_linear
 from assay.nn.prototypes import distances, kmeans_centres, rbf
 from assay.paper import Above, Below, Cost, Curve, Higher, Score, claim
 from assay.papers.robust.deepfool import deepfool
@@ -424,10 +425,10 @@ def _starts(features: Tensor, labels: Tensor, count: int, classes: int) -> tuple
 def _with_components(make: Any, num_classes: int, components: int) -> nn.Module:
     """A network whose last linear layer is a :class:`ComponentNet` of its features."""
     model: nn.Module = make()
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linear or linear[-1][1].out_features != num_classes:
+    found = last_linear(model)
+    if found is None or found[1].out_features != num_classes:
         raise AssayError("Components stand in the place of the last linear layer, and this network does not end in one.")
-    name, last = linear[-1]
+    name, last = found
     parent, _, own = name.rpartition(".")
     setattr(model.get_submodule(parent), own, ComponentNet(torch.randn(components, last.in_features), num_classes, 1.0))
     return model

@@ -27,6 +27,7 @@ from assay.data import Dataset, Split
 from assay.data.scenes import scenes
 from assay.errors import AssayError
 from assay.nn.convnet import classifier, plain_layers
+from assay.nn.ending import last_linear
 from assay.nn.weights import load_weights
 from assay.paper import Curve, Higher, Lower, claim
 from assay.papers.training.compute_efficient.methods import AveragedWeights
@@ -88,14 +89,13 @@ def dropping(model: nn.Module, rate: float = 0.9) -> nn.Module:
         AssayError: there is no linear layer.
     """
     _rate(rate)
-    found = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not found:
+    found = last_linear(model)
+    if found is None:
         raise AssayError("The network has no linear layer before which features could be dropped.")
-    layer = model.get_submodule(found[-1])
-    assert isinstance(layer, nn.Linear)
+    place, layer = found
     if layer is model:
         return _Dropping(layer, rate)
-    parent, _, name = found[-1].rpartition(".")
+    parent, _, name = place.rpartition(".")
     setattr(model.get_submodule(parent), name, _Dropping(layer, rate))
     return model
 

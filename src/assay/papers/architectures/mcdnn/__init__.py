@@ -30,7 +30,7 @@ from assay.data.mapped import map_inputs
 from assay.errors import AssayError
 from assay.paper import Configuration, Cost, Curve, Higher, Lower, Reported, Score, claim
 from assay.papers.architectures.ciresan_cnn import CiresanCNN, deformed, framed, line_for
-from assay.papers.architectures.mcdnn.preprocess import Adjust, Contrast, Equalize, Ground, LocalEqualize, WidthNormalize
+from assay.papers.architectures.mcdnn.preprocess import Adjust, Contrast, Equalize, LocalEqualize, WidthNormalize
 from assay.recipe import Recipe, network_of_images, per_example, treatment, with_loss
 from assay.train.schedules import exponential
 
@@ -47,7 +47,6 @@ __all__ = [
     "ColumnsLoss",
     "Contrast",
     "Equalize",
-    "Ground",
     "LocalEqualize",
     "MultiColumn",
     "WidthNormalize",
@@ -153,7 +152,7 @@ def photo_ways(channels: int) -> list[nn.Module]:
 def digit_ways(canvas: int, widths: Sequence[float] = (10 / 29, 12 / 29, 14 / 29, 16 / 29, 18 / 29, 20 / 29)) -> list[nn.Module]:
     """The seven preprocessings for bright writing on a dark ground: none, and six widths, shares of a square canvas."""
     scaled = (WidthNormalize(max(2, round(share * canvas)), canvas) for share in widths)
-    return [nn.Identity(), *(nn.Sequential(Ground(), way) for way in scaled)]
+    return [nn.Identity(), *scaled]
 
 
 def _committee(make: Callable[[], nn.Module], columns: int, in_shape: tuple[int, ...], ways: str) -> MultiColumn:

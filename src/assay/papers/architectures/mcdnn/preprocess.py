@@ -21,26 +21,31 @@ _SPREAD = math.sqrt(3)
 class WidthNormalize(nn.Module):
     """Digits made equally wide: the box around the ink ``width`` pixels wide and as high as it was, in the middle of a canvas.
 
-    Ink is what is brighter than the darkest pixel of the picture; see :class:`Ground` for pictures that were interpolated
-    before. The outermost columns of the box stay the outermost ones; between them the picture is interpolated. A picture without
-    ink stays empty, and what is higher than the canvas is cut.
+    Ink is what is brighter than the ground, the darkest pixel of the picture. What is nearly as dark is ground too: where
+    pictures were turned or scaled before, interpolation leaves rounding errors and grey fringes that are no ink. The outermost
+    columns of the box stay the outermost ones; between them the picture is interpolated. A picture without ink stays empty, and
+    what is higher than the canvas is cut.
 
     Args:
         width: pixels from the first column with ink to the last, at least 2; the paper's are 10, 12, 14, 16, 18 and 20.
         canvas: height and width of the result; 29 in the paper.
+        ground: share of the range from the darkest to the brightest pixel that counts as ground, in [0, 1).
 
     Shape: (B, C, H, W) -> (B, C, canvas, canvas).
     """
 
-    def __init__(self, width: int, canvas: int = 29) -> None:
+    def __init__(self, width: int, canvas: int = 29, ground: float = 0.01) -> None:
         super().__init__()
         if not 2 <= width <= canvas:
             raise ValueError(f"width must be from 2 to the canvas of {canvas} pixels, not {width}")
-        self.width, self.canvas = width, canvas
+        if not 0 <= ground < 1:
+            raise ValueError(f"ground must be a share from 0 to less than 1, not {ground}")
+        self.width, self.canvas, self.ground = width, canvas, ground
 
     def forward(self, images: Tensor) -> Tensor:
         count, channels, height, _ = images.shape
-        dark = images.amin(dim=(1, 2, 3), keepdim=True)
+        dark, bright = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
+        images = torch.where(images > dark + self.ground * (bright - dark), images, dark)
         ink = (images > dark).any(dim=1)  # (B, H, W)
         (left, right), (top, bottom) = _ends(ink.any(dim=1)), _ends(ink.any(dim=2))  # (B, 1) each
         places = torch.arange(self.canvas, device=images.device)
@@ -63,25 +68,6 @@ def _ends(there: Tensor) -> tuple[Tensor, Tensor]:
     """The first and the last true place of each row of (B, L), as (B, 1); of a row without any the first and last place."""
     first, behind = (one.int().argmax(dim=1, keepdim=True) for one in (there, there.flip(1)))
     return first, there.shape[1] - 1 - behind
-
-
-class Ground(nn.Module):
-    """An even ground: what is nearly as dark as the darkest pixel of a picture becomes as dark as that.
-
-    Belongs in front of :class:`WidthNormalize` where pictures were turned or scaled before: interpolation leaves rounding errors
-    on a dark ground, and grey fringes, that would count as ink.
-
-    Args:
-        share: of the range from the darkest to the brightest pixel that counts as ground.
-    """
-
-    def __init__(self, share: float = 0.01) -> None:
-        super().__init__()
-        self.share = share
-
-    def forward(self, images: Tensor) -> Tensor:
-        dark, bright = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
-        return torch.where(images > dark + self.share * (bright - dark), images, dark)
 
 
 class Adjust(nn.Module):

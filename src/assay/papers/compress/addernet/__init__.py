@@ -69,6 +69,7 @@ def to_adder(model: nn.Module, eta: float = 0.2, gradient: Gradient = "full", ad
 
     A convolution keeps its shape and loses its bias. Where the module that its parent registers next is no batch normalisation
     of its planes, one is put behind it. Convolutions of groups, with dilation or with another padding than zeros stay.
+    A convolution that stands in several places becomes one adder layer in all of them.
 
     Args:
         model: changed in place.
@@ -82,21 +83,28 @@ def to_adder(model: nn.Module, eta: float = 0.2, gradient: Gradient = "full", ad
     Raises:
         AssayError: it has no convolution between its first and its last layer.
     """
-    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    found = [(name, layer) for name, layer in layers[1:-1] if isinstance(layer, nn.Conv2d) and _plain(layer)]
+    layers = [module for module in model.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    found = [layer for layer in layers[1:-1] if isinstance(layer, nn.Conv2d) and _plain(layer)]
     if not found:
         raise AssayError("Adder layers take the place of convolutions behind the first layer, and this network has none.")
-    for path, conv in found:
-        place, _, name = path.rpartition(".")
-        parent = model.get_submodule(place)
+    made: dict[nn.Module, AdderConv2d] = {}
+    for conv in found:
         sizes: Any = conv.kernel_size, conv.stride, conv.padding
-        adder: nn.Module = AdderConv2d(conv.in_channels, conv.out_channels, *sizes, eta, gradient, adaptive)  # type: ignore[call-arg]
-        adder.to(conv.weight)
-        names, modules = zip(*parent.named_children(), strict=True)
-        after = (*modules, None)[names.index(name) + 1]
-        if not (isinstance(after, nn.BatchNorm2d) and after.num_features == conv.out_channels):
-            adder = nn.Sequential(adder, nn.BatchNorm2d(conv.out_channels).to(conv.weight))
-        setattr(parent, name, adder)
+        adder = AdderConv2d(conv.in_channels, conv.out_channels, *sizes, eta, gradient, adaptive)  # type: ignore[call-arg]
+        made[conv] = adder.to(conv.weight)
+    normed: dict[nn.Module, nn.Module] = {}  # where no normalisation follows
+    for parent in list(model.modules()):
+        places = list(parent._modules.items())  # named_children() leaves out what stands here a second time
+        for (name, child), (_, after) in zip(places, [*places[1:], ("", None)], strict=True):
+            if child is None or child not in made:
+                continue
+            adder = made[child]
+            if isinstance(after, nn.BatchNorm2d) and after.num_features == adder.out_channels:
+                setattr(parent, name, adder)
+                continue
+            if adder not in normed:
+                normed[adder] = nn.Sequential(adder, nn.BatchNorm2d(adder.out_channels).to(adder.weight))
+            setattr(parent, name, normed[adder])
     return model
 
 
