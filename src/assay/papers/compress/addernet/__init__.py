@@ -95,7 +95,7 @@ def to_adder(model: nn.Module, eta: float = 0.2, gradient: Gradient = "full", ad
     normed: dict[nn.Module, nn.Module] = {}  # where no normalisation follows
     for parent in list(model.modules()):
         places = list(parent._modules.items())  # named_children() leaves out what stands here a second time
-        for (name, child), (_, after) in zip(places, [*places[1:], ("", None)], strict=True):
+        for (name, child), (_, after) in zip(places, [*places, ("", None)][1:], strict=True):
             if child is None or child not in made:
                 continue
             adder = made[child]
