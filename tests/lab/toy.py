@@ -37,6 +37,7 @@ def stay():
     """Units stay where they are, and leave word there, as long as a test wants it."""
     home = Path(os.environ["ASSAY_HOME"])
     while (home.parent / "stay").exists():
+        home.mkdir(parents=True, exist_ok=True)
         (home / "staying").touch()
         time.sleep(0.02)
 
