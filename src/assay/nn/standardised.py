@@ -66,66 +66,73 @@ def standardise(weight: Tensor, gain: Tensor, gamma: float = 1.0, eps: float = 1
     floor = guard == "floor"
     if torch.compiler.is_compiling():  # it joins the single steps itself
         return _standardise(weight, gain, gamma, eps, floor)
-    standard: Tensor = _Standardise.apply(weight, gain, gamma, eps, floor)  # type: ignore[no-untyped-call]
+    standard: Tensor = _Standardise.apply(weight, gain, gamma, eps, floor)[0]  # type: ignore[no-untyped-call]
     return standard
 
 
 def _standardise(weight: Tensor, gain: Tensor, gamma: float, eps: float, floor: bool) -> Tensor:
-    centred, length = _centred(weight, eps, floor)
+    centred, _, length = _measured(weight, eps, floor)
     return centred * (gamma * gain.view_as(length) / length)
 
 
-def _centred(weight: Tensor, eps: float, floor: bool) -> tuple[Tensor, Tensor]:
-    """Weights less their mean, and the lengths to divide by."""
+def _measured(weight: Tensor, eps: float, floor: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Filters less their mean, the mean, and the length to divide by."""
     over = tuple(range(1, weight.dim()))
-    centred = weight - weight.mean(dim=over, keepdim=True)
+    mean = weight.mean(dim=over, keepdim=True)
+    centred = weight - mean
     length = torch.linalg.vector_norm(centred, dim=over, keepdim=True)
-    return centred, length.clamp_min(math.sqrt(eps)) if floor else (length.square() + eps * weight[0].numel()).sqrt()
+    return centred, mean, length.clamp_min(math.sqrt(eps)) if floor else (length.square() + eps * weight[0].numel()).sqrt()
 
 
 class _Standardise(torch.autograd.Function):
-    """The way back keeps nothing but the weights and passes over them half as often as the single steps would.
+    """The way back keeps nothing but the weights and passes over them a third as often as the single steps would.
 
-    With x = centred / length, the gradient is gamma * g / length * (G - mean(G) - x * <G, x>); on the floor length is constant.
+    With x = (W - mean) / length, the gradient is gamma * g / length * (G - mean(G) - x * <G, x>); on the floor length is constant.
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(weight: Tensor, gain: Tensor, gamma: float, eps: float, floor: bool) -> Tensor:
-        return _standardise(weight, gain, gamma, eps, floor)
+    def forward(weight: Tensor, gain: Tensor, gamma: float, eps: float, floor: bool) -> tuple[Tensor, Tensor, Tensor]:
+        centred, mean, length = _measured(weight, eps, floor)
+        return centred * (gamma * gain.view_as(length) / length), mean, length
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float, float, bool], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float, float, bool], output: tuple[Tensor, ...]) -> None:
         weight, gain, ctx.gamma, ctx.eps, ctx.floor = inputs
-        ctx.save_for_backward(weight, gain)
-        ctx.save_for_forward(weight, gain)
+        _, mean, length = output
+        ctx.mark_non_differentiable(mean, length)
+        ctx.save_for_backward(weight, gain, mean, length)
+        ctx.save_for_forward(weight, gain, mean, length)
 
     @staticmethod
-    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        weight, gain = ctx.saved_tensors
-        to_weight, along = _turned(weight, gain, ctx.gamma, ctx.eps, ctx.floor, outer)
+    def backward(ctx: Any, outer: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        weight, gain, mean, length = ctx.saved_tensors
+        if torch.is_grad_enabled():  # somebody differentiates this in turn: also by way of the mean and the length
+            _, mean, length = _measured(weight, ctx.eps, ctx.floor)
+        to_weight, along = _turned(ctx, weight, gain, mean, length, outer)
         return to_weight, ctx.gamma * along.flatten(), None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, d_weight: Tensor, d_gain: Tensor, *_: None) -> Tensor:
-        weight, gain = ctx.saved_tensors
-        centred, length = _centred(weight, ctx.eps, ctx.floor)
-        by_weight = _turned(weight, gain, ctx.gamma, ctx.eps, ctx.floor, d_weight)[0]
-        by_gain: Tensor = centred * (ctx.gamma * d_gain.view_as(length) / length)
-        return by_weight + by_gain
+    def jvp(ctx: Any, d_weight: Tensor, d_gain: Tensor, *_: None) -> tuple[Tensor, None, None]:
+        weight, gain, mean, length = ctx.saved_tensors
+        by_gain = (weight - mean) * (ctx.gamma * d_gain.view_as(length) / length)
+        return _turned(ctx, weight, gain, mean, length, d_weight)[0] + by_gain, None, None
 
 
-def _turned(weight: Tensor, gain: Tensor, gamma: float, eps: float, floor: bool, outer: Tensor) -> tuple[Tensor, Tensor]:
+def _turned(ctx: Any, weight: Tensor, gain: Tensor, mean: Tensor, length: Tensor, outer: Tensor) -> tuple[Tensor, Tensor]:
     """The derivative by the weights (a symmetric matrix a filter) times ``outer``, and <outer, x>."""
-    centred, length = _centred(weight, eps, floor)
     over = tuple(range(1, weight.dim()))
-    scale = gamma * gain.view_as(length) / length
-    along = (outer * centred).sum(dim=over, keepdim=True) / length
+    total = outer.sum(dim=over, keepdim=True)
+    along = ((outer * weight).sum(dim=over, keepdim=True) - mean * total) / length
+    scale = ctx.gamma * gain.view_as(length) / length
     turn = scale * along / length
-    if floor:
-        turn = turn * (length > math.sqrt(eps))
-    return (outer * scale).sub_(centred * turn).sub_(scale * outer.mean(dim=over, keepdim=True)), along
+    if ctx.floor:
+        turn = turn * (length > math.sqrt(ctx.eps))
+    straight = torch.addcmul(mean * turn - scale * total / weight[0].numel(), outer, scale)
+    if torch.is_grad_enabled():
+        return straight.addcmul(weight, turn, value=-1), along
+    return straight.addcmul_(weight, turn, value=-1), along
 
 
 class WSConv2d(nn.Conv2d):
