@@ -87,7 +87,7 @@ def _measured(weight: Tensor, eps: float, floor: bool) -> tuple[Tensor, Tensor, 
 class _Standardise(torch.autograd.Function):
     """The way back keeps nothing but the weights and passes over them a third as often as the single steps would.
 
-    With x = (W - mean) / length, the gradient is gamma * g / length * (G - mean(G) - x * <G, x>); on the floor length is constant.
+    With x = (W - mean) / length, the gradient is gamma * g / length * (G - mean(G) - x * <G, x>); on the floor, length is fixed.
     """
 
     generate_vmap_rule = True
