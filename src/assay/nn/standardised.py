@@ -109,7 +109,7 @@ class _Standardise(torch.autograd.Function):
     def backward(ctx: Any, outer: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
         weight, gain, mean, length = ctx.saved_tensors
         if torch.is_grad_enabled():  # somebody differentiates this in turn: also by way of the mean and the length
-            _, mean, length = _measured(weight, ctx.eps, ctx.floor)
+            mean, length = _measured(weight, ctx.eps, ctx.floor)[1:]
         to_weight, along = _turned(ctx, weight, gain, mean, length, outer)
         return to_weight, ctx.gamma * along.flatten(), None, None, None
 
