@@ -31,6 +31,7 @@ def test_gradients(name):
     torch.testing.assert_close(explain.input_x_gradient(model, inputs, target), product, **EXACT)
     path = attr.IntegratedGradients(model).attribute(inputs.clone(), target=target, n_steps=20)
     torch.testing.assert_close(integrated_gradients(model, inputs, target, steps=20), path, **EXACT)
+    torch.testing.assert_close(explain.integrated_gradients(model, inputs, target, steps=20), path, **EXACT)
 
 
 @pytest.mark.parametrize("name", ["mlp", "cnn", "resnet"])

@@ -25,6 +25,7 @@ METHODS = {
     "alpha-beta": lambda *given: explain.lrp(*given, rule=explain.AlphaBeta()),
     "composite": lambda *given: explain.lrp(*given, rule=explain.layered),
     "occlusion": lambda *given: explain.occlusion(*given, window=3, stride=2),
+    "integrated gradients": lambda *given: explain.integrated_gradients(*given, steps=10),
 }
 CLOSE = {"rtol": 1e-7, "atol": 1e-10}
 
@@ -32,6 +33,10 @@ CLOSE = {"rtol": 1e-7, "atol": 1e-10}
 def ready(name: str) -> tuple[nn.Module, Tensor, Tensor]:
     model, inputs = networks.ALL[name]()
     return model, inputs, torch.arange(len(inputs)) % 5
+
+
+def score_of(model: nn.Module, inputs: tuple[Tensor, ...], target: Tensor) -> Tensor:
+    return model(*inputs).gather(1, target[:, None]).squeeze(1)
 
 
 def score(model: nn.Module, inputs: Tensor, target: Tensor) -> Tensor:
@@ -117,6 +122,98 @@ def test_quadrature_converges():
         (explain.deeplift(model, inputs, target, points=n).flatten(1).sum(1) - gained).abs().max().item() for n in (2, 8, 32)
     ]
     assert misses[0] > 10 * misses[1] > 100 * misses[2]
+
+
+NORMS = {
+    "layer": lambda: nn.LayerNorm(6),
+    "layer, two dimensions": lambda: nn.LayerNorm((4, 6)),
+    "group": lambda: nn.GroupNorm(2, 4),
+    "instance": lambda: nn.InstanceNorm1d(4, affine=True, eps=1e-3),
+    "instance, of the training": lambda: nn.InstanceNorm1d(4, track_running_stats=True, eps=1e-3),
+    "root mean square": lambda: nn.RMSNorm(6),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("start", ["zero", "random", "near", "parallel", "the same"])
+def test_normalisations_have_their_mean_gradient(norm, start):
+    """From zero the whole change happens in the first ten thousandth of the way, which no quadrature sees."""
+    torch.manual_seed(0)
+    layer = NORMS[norm]()
+    for part in layer.parameters():
+        nn.init.normal_(part)
+    if getattr(layer, "running_var", None) is not None:
+        layer.running_var.uniform_(0.5, 2)
+    model = nn.Sequential(layer, nn.Flatten(), nn.Linear(24, 5)).double().eval()
+    inputs, target = torch.randn(5, 4, 6).double(), torch.arange(5)
+    baseline = {
+        "zero": torch.zeros_like(inputs),
+        "random": torch.randn_like(inputs),
+        "near": inputs + 1e-6 * torch.randn_like(inputs),
+        "parallel": 0.3 * inputs,
+        "the same": inputs.clone(),
+    }[start]
+    found = explain.deeplift(model, inputs, target, baseline=baseline)
+    gained = score(model, inputs, target) - score(model, baseline, target)
+    torch.testing.assert_close(found.flatten(1).sum(1), gained, rtol=0, atol=1e-12)
+    if start != "zero":  # where quadrature can, it says the same of each input
+        expected = explain.integrated_gradients(model, inputs, target, baseline=baseline, steps=200)
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_a_transformer_of_words_is_explained_from_zero():
+    """Normalised behind each part, as the first transformers were, and from a reference of zeros, as texts have."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    model = (
+        nn.Sequential(nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), nn.Flatten(), nn.Linear(48, 4)).double().eval()
+    )
+    inputs, target = torch.randn(5, 6, 8).double(), torch.arange(5) % 4
+    found = explain.deeplift(model, inputs, target)
+    gained = score(model, inputs, target) - score(model, torch.zeros_like(inputs), target)
+    torch.testing.assert_close(found.flatten(1).sum(1), gained, rtol=0, atol=1e-6 * gained.abs().max().item())
+
+
+class Segments(nn.Module):
+    """Sentences in one row, the largest of each, as the word CNN has it."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.first, self.last, self.own = nn.Linear(4, 8), nn.Linear(8, 5), own
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        if self.own:
+            return self.last(hidden.amax(dim=1))
+        lengths = torch.full((len(x),), x.shape[1])
+        return self.last(torch.segment_reduce(hidden.flatten(0, 1).contiguous(), "max", lengths=lengths, axis=0))
+
+
+@pytest.mark.parametrize("method", ["gradient", "deeplift", "lrp"])
+def test_largest_of_segments(method):
+    inputs, target = torch.randn(5, 3, 4), torch.arange(5)
+    expected = METHODS[method](Segments(True), inputs, target)
+    torch.testing.assert_close(METHODS[method](Segments(False), inputs, target), expected)
+
+
+def test_relevance_goes_by_the_statistics_that_a_normalisation_uses():
+    """With those of the training, or an epsilon of its own, as many as with the same numbers in a linear layer."""
+    torch.manual_seed(0)
+    norm = nn.InstanceNorm1d(4, affine=True, track_running_stats=True, eps=0.5).double().eval()
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.5, 2)
+    model = nn.Sequential(norm, nn.Flatten(), nn.Linear(24, 5)).double()
+    inputs, target = torch.randn(5, 4, 6).double(), torch.arange(5)
+    scale = norm.weight / (norm.running_var + 0.5).sqrt()
+    shift = norm.bias - norm.running_mean * scale
+
+    class Affine(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * scale.detach()[:, None] + shift.detach()[:, None]
+
+    expected = explain.lrp(nn.Sequential(Affine(), *model[1:]), inputs, target)
+    torch.testing.assert_close(explain.lrp(model, inputs, target), expected, rtol=1e-5, atol=1e-8)
 
 
 class Odd(nn.Module):
@@ -290,6 +387,14 @@ def test_several_inputs_and_integers():
     assert found[1].abs().sum() > 0
     with pytest.raises(AssayError, match="one for each"):
         explain.deeplift(model, inputs, target, baseline=(0.0, 0.0))
+    start = (torch.randn(1, 3).double(), 0.3, 0.0)
+    found = explain.integrated_gradients(model, inputs, target, baseline=start, steps=400, chunk=7)
+    gained = score_of(model, inputs, target) - score_of(
+        model, (start[0].expand(4, 3), torch.full_like(inputs[1], 0.3), inputs[2]), target
+    )
+    torch.testing.assert_close(sum(part.flatten(1).sum(1) for part in found), gained, rtol=0, atol=1e-3)
+    with pytest.raises(AssayError, match="one for each"):
+        explain.integrated_gradients(model, inputs, target, baseline=(0.0, 0.0))
     with pytest.raises(AssayError, match="no attributions"):
         explain.gradient(nn.Embedding(9, 4), inputs[2], target)
 
@@ -345,6 +450,8 @@ def test_what_cannot_be_meant_is_refused():
         explain.gradient(model, inputs, target[:2])
     with pytest.raises(AssayError, match="no rule for log_softmax"):
         explain.lrp(nn.Sequential(model, nn.LogSoftmax(1)), inputs, target)
+    with pytest.raises(AssayError, match="too few"):
+        explain.integrated_gradients(model, inputs, target, steps=0)
     with pytest.raises(AssayError, match="alpha - beta"):
         explain.AlphaBeta(2, 0.5)
     with pytest.raises(AssayError, match="window"):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -100,7 +102,19 @@ def test_what_is_taken_is_better_than_chance_and_among_the_best(compared: Compar
     assert taken.best
     assert taken.over_chance
     rivals = [one for one in compared.methods if one.best and one.over_chance and (one.alike or 0) <= explaining.ALIKE]
+    lead = compared.methods[0].faithful - compared.chance.faithful
+    rivals = [one for one in rivals if one.faithful - compared.chance.faithful >= explaining.KEPT * lead]
     assert taken.seconds == min(one.seconds for one in rivals)
+
+
+def test_speed_is_no_reason_to_take_what_is_clearly_worse(compared: Compared) -> None:
+    """Few examples do not tell a method from the best that has half of its lead: it is not taken for a tenth of a millisecond."""
+    best = replace(compared.methods[0], faithful=0.5, p_best=1.0, p_chance=0.01, seconds=1e-3, shuffled={})
+    half = replace(best, name="half", faithful=0.3, p_best=0.2, seconds=1e-4)
+    close = replace(best, name="close", faithful=0.49, p_best=0.2, seconds=5e-4)
+    chance = replace(compared.chance, faithful=0.0)
+    assert replace(compared, methods=[best, half], chance=chance).take == best.name
+    assert replace(compared, methods=[best, close, half], chance=chance).take == "close"
 
 
 def test_a_method_that_shows_the_input_or_nothing_is_found_out(
@@ -218,6 +232,12 @@ def test_exported_programs(images: Dataset, network: nn.Module, tmp_path: Path) 
 
 
 # ---------------------------------------------------------------------------------------------------- page, terminal, names
+
+
+def test_on_a_narrow_screen_words_stay_whole(compared: Compared, tmp_path: Path) -> None:
+    """A table that is too wide for a telephone is moved sideways, and not broken letter by letter."""
+    text = write_comparison(compared, tmp_path).read_text(encoding="utf-8")
+    assert re.search(r"table \{ display: block; overflow-x: auto;[^}]*overflow-wrap: normal", text)
 
 
 def test_the_page_shows_the_methods_and_escapes_names(compared: Compared, tmp_path: Path) -> None:

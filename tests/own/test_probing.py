@@ -274,6 +274,39 @@ def test_a_saved_run_brings_its_preparation(tmp_path: Path) -> None:
         probing.probe("deepfool", on=tmp_path / "own.csv", model=str(tmp_path))
 
 
+@pytest.mark.parametrize("model", [None, "pictured:good"])
+def test_examples_are_known_by_their_files_and_rows(
+    images: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str | None
+) -> None:
+    """Whoever sees an odd example wants to open it."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Path("pictured.py").write_text("from torch import nn\ndef good(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 2))\n")
+    plain = baselines.baseline
+    monkeypatch.setattr(baselines, "baseline", lambda data: plain(data).replace(epochs=1))
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        file = tmp_path / "photos" / ("dark" if number % 2 else "light") / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 100, (8, 8), dtype=np.uint8) + np.uint8(100 * (number % 2 == 0))).save(file)
+    subject = open_subject(model, on="photos")
+    assert isinstance(subject.inputs, torch.Tensor)
+    for name, pixels, label in zip(subject.ids, subject.inputs, subject.labels, strict=True):  # type: ignore[arg-type]
+        assert (tmp_path / "photos" / name).exists()
+        assert name.startswith(subject.classes[int(label)])
+        with Image.open(tmp_path / "photos" / name) as image:
+            expected = torch.from_numpy(np.array(image)).double()
+        assert torch.corrcoef(torch.stack([pixels[0].double().flatten(), expected.flatten()]))[0, 1] > 0.999
+    frame = pd.DataFrame({"a": rng.normal(size=40), "b": rng.normal(size=40)})
+    frame.assign(label=np.where(frame.a > 0, "up", "down")).to_csv("own.csv", index=False)
+    subject = open_subject(None, on="own.csv")
+    assert all(name.startswith("row ") for name in subject.ids)
+    rows = [int(name.removeprefix("row ")) for name in subject.ids]
+    lines = Path("own.csv").read_text().splitlines()
+    assert [lines[row].split(",")[-1] for row in rows] == [subject.classes[int(one)] for one in subject.labels]  # type: ignore[union-attr]
+
+
 def test_a_function_of_ones_own(images: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     code = """

@@ -4,12 +4,13 @@ All methods have one calling convention: ``method(model, inputs, target, *, ...)
 
 ``inputs`` is a tensor (B, ...) or a tuple of several, ``target`` the class whose score is explained, one for all or (B,) int64;
 attributions have the inputs' shape. The network is used in evaluation mode and left as it was found, and examples never mix.
-Integrated gradients have their own paper: :mod:`assay.papers.explain.integrated_gradients`, with the same convention.
+Integrated gradients are those of :mod:`assay.papers.explain.integrated_gradients`, for several inputs too.
 """
 
 from assay.explain.differences import deeplift
 from assay.explain.gradients import deconvnet, grad_cam, gradient, guided_backprop, input_x_gradient
 from assay.explain.occluding import occlusion
+from assay.explain.path import integrated_gradients
 from assay.explain.relevance import Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Layer, WSquare, ZBox, layered, lrp
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "gradient",
     "guided_backprop",
     "input_x_gradient",
+    "integrated_gradients",
     "layered",
     "lrp",
     "occlusion",

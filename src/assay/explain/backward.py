@@ -251,6 +251,20 @@ def _attention(
     return torch.matmul(F.softmax(scores, dim=-1), value)
 
 
+def segments(call: Call) -> Callable[[], Tensor] | None:
+    """A call of ``torch.segment_reduce`` for maxima, as one maximum for each segment; ``None`` for anything else."""
+    if call.name != "segment_reduce" or len(call.places) != 1:
+        return None
+    args, kwargs = call.arguments(*call.carriers)
+    lengths = kwargs.get("lengths")
+    if (args[1] if len(args) > 1 else kwargs.get("reduce")) != "max" or lengths is None or lengths.dim() != 1:
+        return None
+    if kwargs.get("axis", 0) != 0 or kwargs.get("initial") is not None or not lengths.all():
+        return None
+    (values,) = call.carriers
+    return lambda: torch.stack([part.amax(dim=0) for part in values.split(lengths.tolist())])
+
+
 # ------------------------------------------------------------------------------------- what all methods have in common
 
 

@@ -6,9 +6,9 @@ saw and gave on a reference input. So the attributions sum to the difference of 
 - the gradient for what is affine;
 - (y - y0) / (x - x0) for functions of one number ("rescale");
 - for a maximum, the winner now and the winner on the reference share the difference;
-- for everything else (products of two hidden values, softmax, layer normalisation, attention, recurrent layers) the mean
-  gradient on the straight line from x0 to x: exact for products, where it splits the mixed term evenly, and by Gauss-Legendre
-  quadrature otherwise.
+- for everything else (products of two hidden values, layer normalisation, softmax, attention, recurrent layers) the mean
+  gradient on the straight line from x0 to x: exact for products, where it splits the mixed term evenly, and for normalisations,
+  and by Gauss-Legendre quadrature otherwise.
 
 Source: Shrikumar, Greenside and Kundaje, "Learning Important Features Through Propagating Activation Differences", ICML 2017.
 """
@@ -40,8 +40,10 @@ from assay.explain.backward import (
     explained,
     like,
     linked,
+    segments,
 )
 from assay.explain.backward import scores as scores_of
+from assay.explain.normalising import Normalisation
 
 
 def deeplift(
@@ -75,17 +77,17 @@ def deeplift(
         AssayError: the reference does not fit the inputs.
     """
     with explained(model, inputs) as leaves:
-        references = _references(leaves, baseline, average)
+        starts = references(leaves, baseline, average)
         total = [torch.zeros_like(leaf) for leaf in leaves]
-        for reference in references:
+        for reference in starts:
             multipliers = _multipliers(model, leaves, reference, target, points)
             for place, (m, leaf, start) in enumerate(zip(multipliers, leaves, reference, strict=True)):
                 if leaf.is_floating_point():
                     total[place] = total[place] + m * (leaf.detach() - start)
-        return like(inputs, [one / len(references) for one in total])
+        return like(inputs, [one / len(starts) for one in total])
 
 
-def _references(
+def references(
     leaves: tuple[Tensor, ...], baseline: float | Tensor | tuple[float | Tensor, ...], average: bool
 ) -> list[tuple[Tensor, ...]]:
     """The references, each with one tensor (1, ...) or (B, ...) for every input."""
@@ -161,6 +163,14 @@ class Recorded(Rules):
         super().__init__()
         self.calls: list[Reference] = []
 
+    def perform(self, call: Call) -> Any:
+        """As always, maxima of segments in their parts."""
+        parts = segments(call)
+        if parts is None:
+            return super().perform(call)
+        with self:
+            return parts()
+
     def rule(self, call: Call) -> Rule | None:
         """Nothing is changed."""
         if affine(call):
@@ -188,6 +198,14 @@ class Rescaled(Rules):
         self._calls = iter(calls)
         self._points = points
 
+    def perform(self, call: Call) -> Any:
+        """As always, maxima of segments in their parts."""
+        parts = segments(call)
+        if parts is None:
+            return super().perform(call)
+        with self:
+            return parts()
+
     def reference(self, call: Call) -> tuple[list[Tensor], Any]:
         """Carriers and output of the same call on the reference."""
         name, starts, out = next(self._calls, ("", [], None))
@@ -211,6 +229,8 @@ class Rescaled(Rules):
             return partial(_rescale, call, starts[0], out)
         if call.name in MAXIMA and (largest := winners(call)):
             return partial(_share, call, largest, starts[0], out)
+        if (norm := Normalisation.of(call)) is not None:
+            return partial(_normalise, call, norm, starts[0])
         count = 1 if call.name in PRODUCTS and len(call.places) == 2 else self._points
         return partial(_mean_gradient, call, starts, count)
 
@@ -221,6 +241,8 @@ def affine(call: Call) -> bool:
         return call.places == [0]
     if call.name in ("add", "sub"):
         return True
+    if call.name == "instance_norm" and len(call.places) == 1:  # by the statistics of a training
+        return Normalisation.of(call) is None
     return call.name in AFFINE and (len(call.places) == 1 or call.name in ("index_add", "scatter_add", "interpolate"))
 
 
@@ -238,6 +260,11 @@ def _rescale(call: Call, start: Tensor, out_start: Tensor, value: Tensor) -> tup
         slope = value > 0 if call.name == "relu" else _slope(call, value)
         multiplier = torch.where(same, slope.to(value.dtype), multiplier)
     return out, lambda coming: (coming * multiplier,)
+
+
+def _normalise(call: Call, norm: Normalisation, start: Tensor, value: Tensor) -> tuple[Tensor, Back]:
+    end = value.clone()
+    return call.run(value), lambda coming: (norm.mean_gradient(coming, start, end),)
 
 
 def _slope(call: Call, value: Tensor) -> Tensor:

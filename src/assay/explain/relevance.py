@@ -17,7 +17,6 @@ al., "AttnLRP", ICML 2024.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from assay.errors import AssayError
@@ -44,8 +42,10 @@ from assay.explain.backward import (
     like,
     linked,
     scores,
+    segments,
     step,
 )
+from assay.explain.normalising import NORMS, Normalisation
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,6 @@ def lrp(model: nn.Module, inputs: Given, target: Tensor | int, *, rule: Weighted
 
 #: Functions of a weighted layer -> its kind.
 WEIGHTED = {"linear": "linear"} | {name: "convolution" for d in "123" for name in (f"conv{d}d", f"conv_transpose{d}d")}
-_NORMS = frozenset(["layer_norm", "group_norm", "instance_norm", "rms_norm"])
 _SUMS_OF_SEVERAL = frozenset(["add", "sub", "lerp", "addcmul", "index_add", "scatter_add"])
 _CHOICES = MAXIMA | {"maximum", "minimum", "topk", "sort", "kthvalue", "median"}
 _TINY = 1e-9
@@ -286,7 +285,10 @@ class Relevance(Rules):
         self._given: MutableMapping[Tensor, tuple[Call, Weighted, WeightedRule, int]] = WeakTensorKeyDictionary()
 
     def perform(self, call: Call) -> Any:
-        """A weighted layer is kept in mind, a batch normalisation behind it merged; anything else as always."""
+        """A weighted layer is kept in mind, a batch normalisation behind it merged; maxima of segments go in their parts."""
+        if (parts := segments(call)) is not None:
+            with self:
+                return parts()
         if call.name == "batch_norm":
             before = self._given.get(call.carriers[0])
             if before is not None and before[3] == call.carriers[0]._version:
@@ -320,8 +322,9 @@ class Relevance(Rules):
             return partial(_numerator, call) if 0 in call.places else partial(_pass, call)
         if name in _SUMS_OF_SEVERAL or (name in AFFINE and not several):
             return partial(_sum, call.run, 1.0)
-        if name in _NORMS:
-            return partial(_sum, _normalisation(call), 1.0)
+        if name in NORMS and not several:
+            norm = Normalisation.of(call)  # by the statistics of a training it is affine
+            return partial(_sum, call.run if norm is None else norm.with_spread_held, 1.0)
         if name == "softmax":
             return partial(_softmax, call)
         return None if name in _CHOICES else partial(_unknown, call)
@@ -408,30 +411,6 @@ def _numerator(call: Call, *values: Tensor) -> tuple[Tensor, Back]:
     """What is divided gets everything, what it is divided by is held constant."""
     out, back = _sum(lambda value: call.run(value, *values[1:]), 1.0, values[0])
     return out, lambda coming: [*back(coming), *[None] * (len(values) - 1)]
-
-
-def _normalisation(call: Call) -> Callable[[Tensor], Tensor]:
-    """A normalisation of each example by its own statistics, with the spread held constant."""
-    args, kwargs = call.arguments(*call.carriers)
-    bound = inspect.signature(getattr(F, call.name)).bind(*args[:5], **kwargs)
-    bound.apply_defaults()
-    given = bound.arguments
-    weight, bias, eps = given["weight"], given.get("bias"), given["eps"]
-
-    def run(value: Tensor) -> Tensor:
-        if "normalized_shape" in given:
-            channels = torch.Size(given["normalized_shape"])
-            rows = value.flatten(value.dim() - len(channels))
-        else:
-            groups = given.get("num_groups", value.shape[1])
-            rows, channels = value.reshape(len(value), groups, -1), torch.Size([value.shape[1], *[1] * (value.dim() - 2)])
-        centred = rows if call.name == "rms_norm" else rows - rows.mean(dim=-1, keepdim=True)
-        least = torch.finfo(value.dtype).eps if eps is None else eps
-        out = (centred * (centred.square().mean(dim=-1, keepdim=True) + least).rsqrt().detach()).view_as(value)
-        out = out if weight is None else out * weight.view(channels)
-        return out if bias is None else out + bias.view(channels)
-
-    return run
 
 
 def _softmax(call: Call, value: Tensor) -> tuple[Tensor, Back]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from assay.data import Dataset
 from assay.own import audio, baselines, images
 from assay.own.folders import Files, files_below, hidden, short
-from assay.own.material import Material, lay_out, marks, prepare
+from assay.own.material import Material, lay_out, marks, names, prepare
 from assay.own.named import Named
 from assay.own.opening import known
 from assay.own.preparing import Inputs, prepared
@@ -190,18 +190,3 @@ def _known(data: Dataset) -> Examples:
     target = pd.Series([data.classes[k] for k in labels] if data.classes else labels)
     numbers = tuple(str(number) for number in range(len(labels)))
     return Examples(Material(data.name, "examples", shown, target), kind, numbers, "training example", prepared(data)[0])
-
-
-def names(material: Material) -> tuple[tuple[str, ...], str]:
-    """A name for each example, no two alike, and what such a name is."""
-    index = material.target.index
-    ids = [str(label) for label in index]
-    # A target with a name was a column of a table.
-    number = "example" if material.target.name is None else "row"
-    called = "file" if any(isinstance(label, str) for label in index) else number
-    seen: Counter[str] = Counter()
-    for place, name in enumerate(ids):
-        seen[name] += 1
-        if seen[name] > 1:
-            ids[place] = f"{name} ({seen[name]})"
-    return tuple(ids), called

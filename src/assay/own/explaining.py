@@ -1,7 +1,7 @@
 """Which way of explaining suits this network and these data? All that fit are put side by side and judged by the network itself.
 
     compared = explain(on="photos/", model="photos-1")
-    compared.take                       # the fastest of those that cannot be told from the best
+    compared.take                       # the fastest of those that are as good as the best
     compared.methods                    # the best first, with all that was measured
 
 What a method says mattered is taken out of the input, or put into an empty one, step by step; a method is faithful where the
@@ -54,6 +54,9 @@ from assay.view import Seen, View
 CHANCE = "random order"
 #: Attributions whose ranks agree more than this after all weights were shuffled show the input more than what was learnt.
 ALIKE = 0.5
+#: What a method must keep of the best one's lead over random order to be taken for its speed. That it cannot be told from the
+#: best is not enough: with few examples that is soon so.
+KEPT = 0.9
 #: Random orders of each example that the control is the mean of, so that it has little noise of its own.
 _ORDERS = 5
 #: Below so many examples not even a method that wins on all of them is told from the others.
@@ -243,11 +246,13 @@ class Compared:
 
     @property
     def take(self) -> str | None:
-        """The fastest of those that cannot be told from the best; ``None`` where none is better than chance.
+        """The fastest of those that are as good as the best; ``None`` where none is better than chance.
 
-        Methods that still say the same when the network has forgotten everything are taken only where there is no other.
+        As good is what cannot be told from the best and keeps nine tenths of its lead over random order. Methods that still say
+        the same when the network has forgotten everything are taken only where there is no other.
         """
-        good = [one for one in self.methods if one.best and one.over_chance]
+        least = KEPT * (self.methods[0].faithful - self.chance.faithful)
+        good = [one for one in self.methods if one.best and one.over_chance and one.faithful - self.chance.faithful >= least]
         aware = [one for one in good if one.alike is None or one.alike <= ALIKE]
         return min(aware or good, key=lambda one: one.seconds).name if good else None
 

@@ -490,7 +490,7 @@ def print_compared(compared: Compared) -> None:
     right = "" if looked.accuracy is None else f"; right on {100 * looked.accuracy:.1f} %"
     out.print(f"[bold]{EXPLAIN}[/]  {escape(looked.what)}", highlight=False)
     out.print(f"network: {escape(looked.model)}{right}\ndata: {escape(looked.source)}", highlight=False)
-    table = Table("method", "faithful", "out", "in", "adds up", "shuffled", "ms", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table("method", "faithful", "out", "in", "missing", "shuffled", "ms", box=box.SIMPLE_HEAD, pad_edge=False)
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
@@ -513,7 +513,7 @@ def print_compared(compared: Compared) -> None:
         f"[dim]out, in: area under the {compared.score} of {looked.target} while what matters most is taken out (small is good) "
         f"or put in (large is good), {' or '.join(compared.chance.areas)} in its place; faithful: in minus out, [/]"
         "[green]green[/][dim] where it cannot be told from the best, [/][red]red[/][dim] where it is no better than random "
-        "order; adds up: median part of the score that the sum misses; shuffled: how much stays when all weights are "
+        "order; missing: median part of the score that the sum lacks; shuffled: how much stays when all weights are "
         "shuffled; ms: for one example.[/]",
         highlight=False,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -317,3 +318,18 @@ def marks(inputs: Inputs) -> NDArray[np.int64]:
     # Whole numbers wrap around, so that the sum is exact whatever the order; a sum of floats would depend on it.
     weights = torch.randint(-(2**62), 2**62, (flat.shape[1],), generator=torch.Generator().manual_seed(0))
     return torch.cat([(rows.long() * weights).sum(dim=1) for rows in flat.split(1024)]).numpy()
+
+
+def names(material: Material) -> tuple[tuple[str, ...], str]:
+    """A name for each example, no two alike, and what such a name is."""
+    index = material.target.index
+    ids = [str(label) for label in index]
+    # A target with a name was a column of a table.
+    number = "example" if material.target.name is None else "row"
+    called = "file" if any(isinstance(label, str) for label in index) else number
+    seen: Counter[str] = Counter()
+    for place, name in enumerate(ids):
+        seen[name] += 1
+        if seen[name] > 1:
+            ids[place] = f"{name} ({seen[name]})"
+    return tuple(ids), called

@@ -32,9 +32,10 @@ from assay.lab import memory
 from assay.nn.text import words
 from assay.own import baselines
 from assay.own.fresh import stream, together
+from assay.own.material import lay_out, names, prepare
 from assay.own.named import Named
 from assay.own.preparing import Columns, Line, Preparation, prepared
-from assay.own.reading import understand
+from assay.own.reading import gather
 from assay.own.saved import SavedRun, load_run, runs
 from assay.train.loop import Report, Trained
 
@@ -104,6 +105,8 @@ class _Material:
     data: Dataset
     preparation: Preparation
     kind: str
+    #: where each test example stands
+    ids: tuple[str, ...]
 
 
 def open_subject(
@@ -133,7 +136,7 @@ def open_subject(
         AssayError: there is no such network, or it does not take such examples.
     """
     if model is None:
-        return _baseline(_read(on, named).data, seed, device, report)
+        return _baseline(_read(on, named), seed, device, report)
     if Path(model).is_dir() or model in set(runs()):
         return _of_run(load_run(model, trusted), f"saved run {Path(model).name}", on)
     if Path(model).suffix == ".pt2":
@@ -153,13 +156,20 @@ def open_subject(
 
 
 def _read(on: str | Path | Dataset, named: Named) -> _Material:
-    if isinstance(on, Dataset):
-        data, preparation = prepared(on)
-    elif _is_known(on):
-        data, preparation = prepared(known(str(on)))
+    if isinstance(on, Dataset) or _is_known(on):
+        data, preparation = prepared(on if isinstance(on, Dataset) else known(str(on)))
+        ids = _numbered(len(data.test))
     else:
-        data, preparation = understand(on, *vars(named).values())
-    return _Material(data, preparation, baselines.kind(data))
+        found = lay_out(gather(Path(on), named), 0)
+        data, preparation = prepare(found)
+        every, called = names(found.material)
+        ids = tuple(every[place] if called == "file" else f"{called} {every[place]}" for place in found.places["test"])
+    return _Material(data, preparation, baselines.kind(data), ids)
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    """Where examples of a test split stand that has no files and rows."""
+    return tuple(f"test {place}" for place in range(count))
 
 
 def _is_known(on: str | Path) -> bool:
@@ -207,21 +217,26 @@ def _undone(line: Line, inputs: Any) -> Tensor:
 # ---------------------------------------------------------------------------------------------------- the baseline
 
 
-def _baseline(data: Dataset, seed: int, device: str, report: Report | None) -> Subject:
+def _baseline(material: _Material, seed: int, device: str, report: Report | None) -> Subject:
+    data = material.data
     recipe = baselines.baseline(data)
     trained = memory.train(recipe, seed, torch.device(device), report)
     return subject_of(
-        trained, data, f"baseline, trained on these data ({recipe.epochs} epochs, {trained.seconds:.2g} s, seed {seed})"
+        trained,
+        data,
+        f"baseline, trained on these data ({recipe.epochs} epochs, {trained.seconds:.2g} s, seed {seed})",
+        material.ids,
     )
 
 
-def subject_of(trained: Trained, data: Dataset, what: str) -> Subject:
+def subject_of(trained: Trained, data: Dataset, what: str, ids: tuple[str, ...] = ()) -> Subject:
     """A network that was just trained on these data, with their test examples.
 
     Args:
         trained: by a recipe that started from ``data`` (whose texts it has made into word ids).
         data: as they were read.
         what: the network, in a few words.
+        ids: where each test example stands; their numbers if left out.
     """
     seen = trained.recipe.data
     assert isinstance(seen.test.inputs, Tensor)
@@ -234,7 +249,7 @@ def subject_of(trained: Trained, data: Dataset, what: str) -> Subject:
         kind=kind,
         inputs=seen.test.inputs,
         labels=seen.test.labels,
-        ids=tuple(f"test {place}" for place in range(len(seen.test))),
+        ids=ids or _numbered(len(seen.test)),
         background=seen.train.inputs,
         background_labels=seen.train.labels,
         classes=data.classes,
@@ -293,7 +308,7 @@ def _shown(run: SavedRun, on: str | Path | Dataset, notes: list[str]) -> tuple[A
     """Examples before they are prepared, what is right, where each stands, and a line about them."""
     if isinstance(on, Dataset) or _is_known(on):
         data = on if isinstance(on, Dataset) else known(str(on))
-        ids = tuple(f"test {number}" for number in range(len(data.test)))
+        ids = _numbered(len(data.test))
         labels = data.test.labels if data.classes == run.classes else None
         return _framed(data.test.inputs, run.preparation), labels, ids, data.source or data.name
     pieces = list(stream(on, run.preparation, notes))
@@ -371,7 +386,7 @@ def _checked(model: nn.Module, material: _Material, name: str, raw: bool, layere
         kind=kind,
         inputs=data.test.inputs,
         labels=data.test.labels if known else None,
-        ids=tuple(f"test {place}" for place in range(len(data.test))),
+        ids=material.ids,
         background=data.train.inputs,
         background_labels=data.train.labels if known else None,
         classes=classes,
@@ -746,7 +761,7 @@ def _with_tokens(
         kind="text",
         inputs=inputs,
         labels=data.test.labels if known else None,
-        ids=tuple(f"test {place}" for place in range(len(inputs))),
+        ids=material.ids,
         background=torch.zeros(0, 1, width),
         classes=data.classes if known else tuple(str(number) for number in range(count)),
         words=tuple(tuple(tokenizer.convert_ids_to_tokens(row)) for row in rows),
