@@ -74,7 +74,8 @@ def print_report(report: Report) -> None:
     console_.print(
         f"rules of {report.operators} ways to call an operator, {learnt}; {100 * report.trusted:.0f} % are trusted\n"
         f"valid models: {100 * report.valid_with_rules:.0f} % with rules, {100 * report.valid_without:.0f} % without\n"
-        f"{report.models} models in {report.seconds:.0f} s ({report.models / max(report.seconds, 1e-9):.1f} a second), "
+        f"{report.models} {'model' if report.models == 1 else 'models'} in {report.seconds:.0f} s "
+        f"({report.models / max(report.seconds, 1e-9):.1f} a second), "
         f"{report.unstable} left out because rounding makes their results meaningless\n"
         f"{len(report.covered)} of {every} operators, {len(report.edges)} pairs of them",
         highlight=False,

@@ -356,3 +356,11 @@ def test_docstrings_become_blocks() -> None:
 def test_many_authors_are_shortened() -> None:
     paper = replace(catalogue.find("elr"), authors=tuple(f"A{place}" for place in range(30)))
     assert pages.Page(paper, ()).authors.endswith("A6 and 23 others")
+
+
+def test_effects_of_seeds_that_hardly_differ_are_not_written_out() -> None:
+    from assay.atlas.pages import _standardised
+
+    assert _standardised(-6_747_699.3) == "g < −1,000"
+    assert _standardised(4_549_181.0) == "g > 1,000"
+    assert _standardised(2.4) == "g = 2.4"

@@ -187,7 +187,10 @@ class Segments(nn.Module):
         if self.own:
             return self.last(hidden.amax(dim=1))
         lengths = torch.full((len(x),), x.shape[1])
-        return self.last(torch.segment_reduce(hidden.flatten(0, 1).contiguous(), "max", lengths=lengths, axis=0))
+        row = F.embedding(torch.arange(hidden.shape[:2].numel()), hidden.flatten(0, 1))
+        row = torch.cat([row, row[:1]]).index_fill(0, torch.tensor([len(row)]), -torch.inf)
+        lengths[-1] += 1  # a place that the last segment does not see
+        return self.last(torch.segment_reduce(row.contiguous(), "max", lengths=lengths, axis=0))
 
 
 @pytest.mark.parametrize("method", ["gradient", "deeplift", "lrp"])

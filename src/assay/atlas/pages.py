@@ -510,10 +510,15 @@ def _test(test: Mapping[str, Any]) -> Test:
         effect=signed(effect) if effect is not None else "not measured",
         interval=f"{signed(low)} to {signed(high)} ({100 * test['level']:.0f} %)" if known else "no interval",
         p=("p < 0.001" if p < 0.001 else f"p = {p:.2g}") if known else "",
-        standardised=f"g = {short(standardised, 3)}" if standardised is not None else "",
+        standardised=_standardised(standardised) if standardised is not None else "",
         note=note,
         strip=_strip(low, high, effect, test["wanted"]) if known else None,
     )
+
+
+def _standardised(g: float) -> str:
+    """An effect in deviations over seeds; of seeds that hardly differ, more digits would say nothing."""
+    return f"g = {short(g, 3)}" if abs(g) < 1000 else "g > 1,000" if g > 0 else "g < −1,000"
 
 
 def _strip(low: float, high: float, effect: float, wanted: Sequence[float | None]) -> Interval:

@@ -90,6 +90,8 @@ MAXIMA = _words("""
     max_pool1d max_pool2d max_pool3d adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d amax max
     max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
 """)
+#: Functions that carry one tensor on as a move does, and write something else into some of its places, or look up its rows.
+CARRIED = _words("index_fill index_put masked_scatter embedding")
 # Functions of torch's own that are written in Python out of others: they are entered.
 _COMPOSED = frozenset({"multi_head_attention_forward"})
 _BOTH = frozenset({"maximum", "minimum"})

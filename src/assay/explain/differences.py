@@ -28,6 +28,7 @@ from torch.utils import _pytree as tree
 from assay.errors import AssayError
 from assay.explain.backward import (
     AFFINE,
+    CARRIED,
     ELEMENTWISE,
     MAXIMA,
     PRODUCTS,
@@ -239,7 +240,7 @@ def affine(call: Call) -> bool:
     """Is this call affine in the inputs?"""
     if call.name == "div":
         return call.places == [0]
-    if call.name in ("add", "sub"):
+    if call.name in ("add", "sub") or (call.name in CARRIED and len(call.places) == 1):
         return True
     if call.name == "instance_norm" and len(call.places) == 1:  # by the statistics of a training
         return Normalisation.of(call) is None

@@ -29,6 +29,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from assay.errors import AssayError
 from assay.explain.backward import (
     AFFINE,
+    CARRIED,
     ELEMENTWISE,
     MAXIMA,
     PRODUCTS,
@@ -327,7 +328,8 @@ class Relevance(Rules):
             return partial(_sum, call.run if norm is None else norm.with_spread_held, 1.0)
         if name == "softmax":
             return partial(_softmax, call)
-        return None if name in _CHOICES else partial(_unknown, call)
+        passes = name in _CHOICES or (name in CARRIED and not several)
+        return None if passes else partial(_unknown, call)
 
 
 @dataclass(frozen=True)

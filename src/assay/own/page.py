@@ -208,7 +208,7 @@ def _write(looked: Looked, folder: Path, template: str, **more: Any) -> Path:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "∞" if value > 0 else "−∞" if value < 0 else "–"
+    return f"{value + 0.0:.4g}" if math.isfinite(value) else "∞" if value > 0 else "−∞" if value < 0 else "–"
 
 
 def _bars(columns: dict[str, float]) -> list[tuple[str, str, float]]:
