@@ -50,6 +50,11 @@ def as_image(x: NDArray[Any], shape: tuple[int, ...] | None) -> NDArray[Any]:
     return image[0] if len(image) == 1 else np.moveaxis(image, 0, -1)
 
 
+def short(text: str, most: int = 14) -> str:
+    """A name that fits below a tile: the end of a longer one is left out."""
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
 def png(values: NDArray[Any]) -> str:
     """(H, W) or (H, W, 3) in [0, 1] as a data URI; what lies outside is cut off."""
     pixels = np.rint(255 * np.clip(np.nan_to_num(values), 0, 1)).astype(np.uint8)

@@ -103,12 +103,36 @@ def test_learns_digits_draws_and_explains(digits, learnt):
     assert 0 <= drawn.min() <= drawn.max() <= 1
     logits = np.sort(learnt.decision_function(x[:1])[0])
     cases = learnt.explain(x[0])
-    assert sum(case.lead for case in cases) == pytest.approx(logits[-1] - logits[-2], rel=1e-3)
+    first, second = np.argsort(-learnt.decision_function(x[:1])[0])[:2]
+    weights = learnt.net_[1].weights.detach().numpy()
+    usual = float(learnt.usual_ @ (weights[:, first] - weights[:, second]))  # the lead at the usual distances
+    assert sum(case.lead for case in cases) + usual == pytest.approx(logits[-1] - logits[-2], rel=1e-3)
     assert [case.distance for case in cases] == sorted(case.distance for case in cases)
     assert [case.stands_for for case in cases] == [learnt.stands_for_[case.prototype] for case in cases]
     assert np.allclose(learnt.predict_proba(x).sum(axis=1), 1, atol=1e-5)
     root = ElementTree.fromstring(learnt.picture(x[0], most=5))
     assert len(root.findall(f"{SVG}image")) == 6
+
+
+def test_bars_speak_for_the_class_whose_prototype_is_near(digits, learnt):
+    """A prototype that stands for the class that won, nearer than it usually is, has its bar to the right."""
+    said, near = learnt.predict(digits[2]), 0
+    for row, label in zip(digits[2], said, strict=True):
+        for case in learnt.explain(row):
+            weight = learnt.net_[1].weights.detach().numpy()[case.prototype]
+            if case.stands_for == label and case.distance < learnt.usual_[case.prototype] and weight.min() == weight[label]:
+                assert case.lead > 0
+                near += 1
+    assert near > 100
+
+
+def test_long_names_do_not_run_into_each_other(digits):
+    names = np.array(["a class with <a long> name", "another class with a long name"])
+    model = PrototypeClassifier(4, epochs=1, random_state=0).fit(digits[0], names[digits[1] % 2])
+    root = ElementTree.fromstring(model.picture(digits[2][0]))
+    captions = [text.text or "" for text in root.iter(f"{SVG}text")][1:]
+    assert any(text.startswith("for a") for text in captions)
+    assert max(map(len, captions)) <= 18
 
 
 def test_same_seed_same_network_and_wrong_shapes(digits):

@@ -28,7 +28,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from assay.drawing import Tile, as_image, tiles
+from assay.drawing import Tile, as_image, short, tiles
 from assay.errors import AssayError
 from assay.nn.ending import last_linear
 from assay.nn.prototypes import cover, squared_distances, support
@@ -228,8 +228,8 @@ def case_based_prototypes(
 
 
 class Case(NamedTuple):
-    """One prototype's part in a decision: its number, the class it stands for, the squared distance, and what that adds to the
-    lead of the class that won over the one that came next."""
+    """One prototype's part in a decision: its number, the class it stands for, the squared distance, and what it adds to the lead
+    of the class that won over the one that came next that this distance is not the usual one."""
 
     prototype: int
     stands_for: Any
@@ -254,6 +254,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         net_: encoder and :class:`PrototypeHead`.
         prototypes_: (m, q) in the latent space.
         stands_for_: (m,) the label that each speaks for.
+        usual_: (m,) mean squared distance of the training examples from each.
         loss_curve_: mean loss of every epoch.
     """
 
@@ -309,6 +310,7 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.net_.eval()
         self.prototypes_ = self._head.prototypes.detach().numpy()
         self.stands_for_ = self.classes_[self._head.stands_for().numpy()]
+        self.usual_ = self._squares(X).mean(axis=0)
         return self
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float32]:
@@ -334,16 +336,23 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return drawn
 
     def explain(self, x: ArrayLike) -> list[Case]:
-        """The prototypes from the nearest to the farthest for one example (D,); their leads sum to that of the logits."""
+        """The prototypes from the nearest to the farthest for one example (D,).
+
+        A logit is a weighted sum of distances, in which a class's own prototypes weigh negatively: being near them shows only
+        beside the distance that examples usually have. So the leads sum to the lead of the example's logits minus that of an
+        example at the usual distance from every prototype, and a prototype that is nearer than usual speaks for its class.
+        """
         row = np.asarray(x).reshape(1, -1)
         first, second = np.argsort(-self._logits(row)[0])[:2]
         squares = self._squares(row)[0]
         weights = self._head.weights.detach().numpy()
-        lead = squares * (weights[:, first] - weights[:, second])
+        lead = (squares - self.usual_) * (weights[:, first] - weights[:, second])
         return [Case(int(j), self.stands_for_[j], float(squares[j]), float(lead[j])) for j in np.argsort(squares)]
 
     def picture(self, x: ArrayLike, most: int = 7) -> str:
         """One decision as an SVG: the example, and the prototypes it lies nearest to as the decoder draws them.
+
+        A bar to the right speaks for the class that won, one to the left for the one that came next (:meth:`explain`).
 
         Args:
             x: (D,).
@@ -355,12 +364,13 @@ class PrototypeClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         shown += [
             Tile(
                 as_image(drawn[case.prototype], self.shape),
-                (f"stands for {case.stands_for}", f"distance {case.distance**0.5:.2f}"),
+                (f"for {short(str(case.stands_for))}", f"distance {case.distance**0.5:.2f}"),
                 case.lead,
             )
             for case in self.explain(x)[:most]
         ]
-        return tiles([shown], [f"{self.predict(row[None])[0]}, by the cases that lie near"])
+        first, second = self.classes_[np.argsort(-self._logits(row[None])[0])[:2]]
+        return tiles([shown], [f"{first} rather than {second}, by the cases that lie near"])
 
     @property
     def _head(self) -> PrototypeHead:

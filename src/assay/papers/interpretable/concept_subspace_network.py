@@ -142,7 +142,7 @@ class ConceptSubspaceNetwork(BaseEstimator):  # type: ignore[misc]
             2, where ``align`` weighs much: its slope grows as prototypes of a concept come closer to each other, and after the
             steep first steps Adam, which divides by the slopes it has seen, hardly moves prototypes that started close.
         learning_rate: of Adam; the paper uses 0.001.
-        epochs: passes over the training set.
+        epochs: passes over the training set; the default is for tens of thousands of examples, few need several times as many.
         batch_size: examples in one step.
         random_state: seed of the weights, of the noise and of the order of the examples.
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from assay.data import Dataset, Split
-from assay.drawing import Tile, as_image, tiles
+from assay.drawing import Tile, as_image, short, tiles
 from assay.nn.prototypes import squared_distances
 from assay.paper import Above, Below, Curve, Higher, Lower, Score, claim
 from assay.recipe import Recipe
@@ -285,12 +285,12 @@ class IDWClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         row = np.asarray(x, dtype=np.float32).reshape(-1)
         said = self.predict(row[None])[0]
-        shown = [Tile(as_image(row, shape), (f"said: {said}",))]
+        shown = [Tile(as_image(row, shape), ("the example",))]
         for vote in self.explain(row)[:most]:
             stands_for = self.classes_[self.values_[vote.prototype].argmax().clip(max=len(self.classes_) - 1)]
-            captions = (f"prototype of {stands_for}", f"weight {vote.weight:.2f}")
+            captions = (f"for {short(str(stands_for))}", f"weight {vote.weight:.2f}")
             shown.append(Tile(as_image(self.prototypes_[vote.prototype], shape), captions, vote.vote))
-        return tiles([shown])
+        return tiles([shown], [f"{said}, by the prototypes that lie near; bars: for it or against it"])
 
 
 # ------------------------------------------------------------------------------------------------------------ claims

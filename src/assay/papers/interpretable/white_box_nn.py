@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from assay.attack import robust_accuracy, square
 from assay.data import Split
-from assay.drawing import Tile, tiles
+from assay.drawing import Tile, short, tiles
 from assay.errors import AssayError
 from assay.nn import ConvNet
 from assay.paper import Above, Curve, Higher, Reported, Score, claim
@@ -441,8 +441,10 @@ class SemanticFeatureClassifier(ClassifierMixin, BaseEstimator):  # type: ignore
         ]
         for fit in fits[:5]:
             drawn = _stretched(templates[fit.template, fit.pose])
-            shown.append(Tile(drawn, (f"{fit.label}, template {fit.template}", f"fits {fit.response:.2f}"), fit.logit))
-        return tiles([shown], [f"{fits[0].label}, by the template that fits best"])
+            shown.append(
+                Tile(drawn, (f"{short(str(fit.label), 7)}, template {fit.template}", f"fits {fit.response:.2f}"), fit.logit)
+            )
+        return tiles([shown], [f"{fits[0].label}, by the template that fits best; bars: logits of the classes"])
 
     def _images(self, X: NDArray[Any]) -> Tensor:
         side = math.isqrt(X.shape[1])
