@@ -297,6 +297,20 @@ def test_gain_points_where_the_claim_wishes(entry: Make, wanted: list[float | No
     assert priced.time == pytest.approx(1.2)
 
 
+def test_points_in_no_order_are_dots(home: Path, entry: Make) -> None:
+    """A line through a hundred unconnected numbers is a scribble; one through a smooth course stays a line."""
+    places = [float(place) for place in range(60)]
+    jumping = [(37 * place % 61) / 61 for place in range(60)]
+    smooth = [place / 60 for place in range(60)]
+    captions = []
+    for ys in (jumping, smooth):
+        seeds = {seed: {"x": [place + float(seed) for place in places], "y": ys} for seed in ("0", "1")}
+        curves = {"a": {"x_name": "distance", "y_name": "", "seeds": seeds}}
+        figure = pages.Claim("name", "Statement.", "", "holds", False, entry("a", "b", curves=curves)).figures[0]
+        captions.append(figure.caption)
+    assert captions == ["One dot for each point of 2 seeds.", "One line for each seed."]
+
+
 def test_one_seed_has_no_interval(home: Path, entry: Make) -> None:
     test = entry("a", "b")["tests"][0] | {"low": None, "high": None, "note": "one seed cannot decide", "verdict": "inconclusive"}
     recorded = entry("a", "b", tests=[test], seeds=1, arms={"a": {"0": 0.7}, "b": {"0": 0.7}}, verdict="inconclusive")

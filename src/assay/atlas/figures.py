@@ -7,6 +7,7 @@ tenth of a second; so an SVG is kept under a fingerprint of all that it shows an
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -153,9 +154,22 @@ def _has_points(line: Mapping[str, Any]) -> bool:
     )
 
 
+def _is_cloud(seed: Mapping[str, Any]) -> bool:
+    """Are these many points in no order, which a line through them would only scribble over?
+
+    Between numbers without order two in three neighbours go up and down in turn.
+    """
+    ys = [y for x, y in sorted(zip(seed["x"], seed["y"], strict=True), key=lambda point: point[0] or 0) if y is not None]
+    steps = [after - before for before, after in itertools.pairwise(ys)]
+    turns = sum(one * two < 0 for one, two in itertools.pairwise(steps))
+    return len(ys) >= 30 and turns > 0.45 * len(ys)
+
+
 def _curve_caption(lines: Mapping[str, Any], seeds: int) -> str:
     if seeds == 1:
         return "One seed."
+    if any(_is_cloud(seed) for line in lines.values() for seed in line.get("seeds", {}).values()):
+        return f"One dot for each point of {seeds} seeds."
     if any("seeds" in line for line in lines.values()):
         return "One line for each seed."
     return f"Mean of {seeds} seeds; the band reaches from the lowest to the highest."
@@ -311,7 +325,8 @@ def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str
 
     scale_x = alt.Scale(type="log" if log_x else "linear", domain=x_range, nice=False, zero=False)
     scale_y = alt.Scale(type="log" if log_y else "linear", domain=y_range, nice=False, zero=False)
-    axis_x = alt.Axis(grid=False, ticks=True, tickColor=RULE, labelFlush=True, **_ticks(x_range, log_x, 6 if wide else 4))
+    apart = {"labelFlush": True, "labelOverlap": "greedy", "labelSeparation": 6}
+    axis_x = alt.Axis(grid=False, ticks=True, tickColor=RULE, **apart, **_ticks(x_range, log_x, 6 if wide else 4))
     if not log_x and all(float(row["x"]).is_integer() for row in rows):
         axis_x.tickMinStep = 1  # there is no layer 1.5
     axis_y = alt.Axis(**_ticks(y_range, log_y, 5))
@@ -334,6 +349,11 @@ def _curves(width: int, lines: Mapping[str, Any], subject: str | None, unit: str
                 )
             )
         mark = {"color": colour, "strokeWidth": 1.2 if each else 2.25 if arm == subject else 1.6, "opacity": 0.7 if each else 1}
+        if any(_is_cloud(points) for points in lines[arm].get("seeds", {}).values()):
+            layers.append(
+                chart.mark_circle(color=colour, size=18, opacity=0.45).encode(x=x, y=alt.Y("y:Q", scale=scale_y, axis=axis_y))
+            )
+            continue
         layers.append(
             chart.mark_line(**mark, strokeDash=dashes.get(arm, [1, 0]), strokeCap="round", strokeJoin="round").encode(
                 x=x, y=alt.Y("y:Q", scale=scale_y, axis=axis_y), detail=alt.Detail("seed:N")
