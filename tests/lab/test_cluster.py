@@ -63,7 +63,7 @@ class Machines:
     def kill(self) -> None:
         """The second node goes down in the middle of a unit, as when its power fails."""
         self.stay.touch()
-        wait_for(self.homes / str(self._made) / "staying")
+        wait_for(self.homes / str(self._made) / "staying", seconds=240)  # a node takes its time to come up on a busy machine
         self._cluster.remove_node(self.second, allow_graceful=False)
 
     def replace(self) -> None:
