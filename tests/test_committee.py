@@ -254,3 +254,8 @@ def test_what_cannot_be_is_said() -> None:
         at_least(by_group(probs, torch.zeros(4, dtype=torch.int64)), 0)
     with pytest.raises(AssayError, match="0 models"):
         committee.probabilities([], probs)
+
+
+def test_members_must_know_the_same_classes() -> None:
+    with pytest.raises(AssayError, match=r"\(2, 3\), \(2, 5\).*same classes"):
+        committee.probabilities([nn.Linear(4, 3), nn.Linear(4, 5)], torch.rand(2, 4))

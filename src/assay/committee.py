@@ -43,7 +43,7 @@ def probabilities(models: Sequence[Callable[[Tensor], Tensor]], inputs: Tensor, 
         (M, N, C) of the type of the logits, without gradients.
 
     Raises:
-        AssayError: there are no models or no examples.
+        AssayError: there are no models or no examples, or the models know different numbers of classes.
     """
     if not models or not len(inputs):
         raise AssayError(
@@ -55,12 +55,19 @@ def probabilities(models: Sequence[Callable[[Tensor], Tensor]], inputs: Tensor, 
         module.eval()
     try:
         with torch.no_grad():
-            said = [torch.stack([model(batch).softmax(dim=-1) for model in models]) for batch in inputs.split(batch_size)]
+            said = [_stacked([model(batch).softmax(dim=-1) for model in models]) for batch in inputs.split(batch_size)]
     finally:
         for parts in trains:
             for part in parts:
                 part.training = True
     return torch.cat(said, dim=1)
+
+
+def _stacked(answers: Sequence[Tensor]) -> Tensor:
+    shapes = [tuple(answer.shape) for answer in answers]
+    if len(set(shapes)) != 1:
+        raise AssayError(f"Members of a committee give answers of the shapes {shapes}; give it networks for the same classes.")
+    return torch.stack(list(answers))
 
 
 def ask(classifiers: Sequence[Any], X: Any) -> Tensor:

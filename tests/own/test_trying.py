@@ -247,7 +247,7 @@ def test_no_durations(text: str) -> None:
 def test_command_prints_json_and_tables(known: None, tmp_path: Path, home: Path) -> None:
     app = typer.Typer()
     app.command()(try_methods)
-    arguments = ["smooth", "broken", "--on", str(_csv(tmp_path)), "--seeds", "2", "--budget", "5m"]
+    arguments = ["smooth", "--with", "broken", "--on", str(_csv(tmp_path)), "--seeds", "2", "--budget", "5m"]
     machine = CliRunner().invoke(app, [*arguments, "--json"])
     assert machine.exit_code == 0, machine.output
     found = json.loads(machine.stdout)
@@ -255,7 +255,7 @@ def test_command_prints_json_and_tables(known: None, tmp_path: Path, home: Path)
     assert found["refused"] == {"broken": "this loss is for pictures"}
     person = CliRunner().invoke(app, arguments)
     assert person.exit_code == 0, person.output
-    wrong = CliRunner().invoke(app, ["smooth", "--on", "nowhere.csv"])
+    wrong = CliRunner().invoke(app, ["--with", "smooth", "--on", "nowhere.csv"])
     assert isinstance(wrong.exception, AssayError)
 
 

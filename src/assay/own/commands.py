@@ -37,6 +37,9 @@ Trust = Annotated[
 def try_methods(
     methods: Annotated[list[str] | None, typer.Argument(help="Keys of papers; `a+b` puts both on at once.")] = None,
     on: Annotated[str, typer.Option(help=ON_HELP)] = "",
+    more: Annotated[
+        list[str] | None, typer.Option("--with", help="The same as a key in front; may be given several times.")
+    ] = None,
     target: Target = None,
     text: Text = None,
     group: Group = None,
@@ -61,6 +64,7 @@ def try_methods(
     Examples: `assay try elr --on photos/`, `assay try --all --on patients.csv --target outcome --budget 10m`.
     """
     began = clock.monotonic()
+    methods = [*(methods or []), *(more or [])]
     seconds = None if budget is None else duration(budget)
     if not on:
         raise AssayError(
@@ -76,7 +80,7 @@ def try_methods(
 
     with _stoppable(), _progress(as_json) as (progress, report):
         trial = try_(
-            methods or [],
+            methods,
             on=on,
             target=target,
             text=text,
@@ -101,7 +105,7 @@ def try_methods(
         "--seeds": str(seeds),
     }
     given |= {"--by": None if by == "accuracy" else by, "--budget": budget, "--device": None if device == "cpu" else device}
-    words = ["assay", "try", *(methods or []), *(["--all"] if everything else [])]
+    words = ["assay", "try", *methods, *(["--all"] if everything else [])]
     command = shlex.join(words + [word for name, value in given.items() if value is not None for word in (name, value)])
     kept, saved = _keep(trial, out, on, command) if save else (None, [])
     if as_json:

@@ -266,7 +266,7 @@ def try_(
     looked = _fit_on(trial, treatments, end, report)
     if len(trial.recipes) == 1:
         why = "; ".join(f"{method}: {reason}" for method, reason in trial.refused.items())
-        raise AssayError(f"None of the methods fits {data.name} ({why}): choose among {', '.join(there())}.")
+        raise AssayError(f"None of the methods fits {data.name} ({why}): take --all, which leaves out what does not fit.")
     if end is not None:
         _afford(trial, looked, end)
     _note(trial, data)
