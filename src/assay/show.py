@@ -182,7 +182,7 @@ def _print_configurations(configurations: Mapping[str, Configuration]) -> None:
     for row in rows:
         table.add_row(*row)
     console().print(table)
-    sees = " -: the whole of it, by a look at the picture's mean." if any(not one.sees for one in configurations.values()) else ""
+    sees = " -: the whole picture, or not stated." if any(not one.sees for one in configurations.values()) else ""
     console().print(Padding(f"[dim]{CONFIGURATION_TERMS}{sees}[/]", (0, 2)), highlight=False)
 
 

@@ -253,7 +253,7 @@ class Page:
                 size(one.macs),
                 size(one.activations),
                 str(one.layers),
-                str(one.sees or "all"),
+                str(one.sees or "–"),
             )
             for call, one in catalogue.configurations(self.paper).items()
         ]
