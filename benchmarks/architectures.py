@@ -74,8 +74,8 @@ def pairs() -> dict[str, Pair]:
         "wide_resnet50_2()": Pair(models.wide_resnet50_2, of(wide_resnet.wide_resnet50_2, resnet.load_pretrained)),
         "vgg16()": Pair(models.vgg16, of(vgg.vgg16, filled), SHAPES[1:]),
         "vgg16_bn()": Pair(models.vgg16_bn, of(vgg.vgg16_bn, filled), SHAPES[1:]),
-        "inception_v3(aux=None)": Pair(
-            inception, of(lambda: inception_v3.inception_v3(aux=None), inception_v3.load_pretrained), LARGE
+        "inception_v3(aux=False)": Pair(
+            inception, of(lambda: inception_v3.inception_v3(aux=False), inception_v3.load_pretrained), LARGE
         ),
         "inception_v4()": Pair(
             lambda: create("inception_v4"), of(inception_resnet.inception_v4, inception_resnet.load_pretrained), LARGE
