@@ -55,6 +55,15 @@ def test_a_tree_of_one_leaf_has_one_empty_way():
     assert "only" in picture(cart(tree.tree_).children, [], ["only"])
 
 
+def test_what_a_test_compares_with_is_never_cut():
+    name = "worst concave points of all of them"
+    root = ElementTree.fromstring(picture(np.array([[~0, ~1]]), [f"{name} > 0.1424"], ["no", "yes"]))
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert "> 0.1424" in texts
+    assert any((text or "").startswith("worst concave") for text in texts)
+    assert all(len(text or "") <= 20 for text in texts)
+
+
 def test_picture_marks_the_way_and_counts_what_is_cut():
     # a comb: node k has the leaf k on the left
     children = np.array([[~k, k + 1] for k in range(7)] + [[~7, ~8]])

@@ -239,8 +239,16 @@ def test_picture_shows_the_filters_and_the_path(digits, grown):
 def test_labels_in_a_picture_are_escaped():
     x = np.array([[0.0], [1.0]] * 20)
     tree = SoftDecisionTree(depth=1, epochs=60, learning_rate=0.1, random_state=0).fit(x, np.array(["a<b", "c&d"] * 20))
-    texts = [text.text for text in ElementTree.fromstring(tree.picture()).iter(f"{SVG}text")]
+    texts = [text.text for text in ElementTree.fromstring(tree.picture()).iter(f"{SVG}tspan")]
     assert sorted(texts) == ["a<b", "c&d"]
+
+
+def test_long_names_stay_in_the_room_of_their_leaf():
+    x = np.array([[0.0], [1.0]] * 20)
+    tree = SoftDecisionTree(depth=1, epochs=60, learning_rate=0.1, random_state=0).fit(x, np.array(["malignant", "benign"] * 20))
+    root = ElementTree.fromstring(tree.picture())
+    assert sorted(text.text for text in root.iter(f"{SVG}tspan")) == ["benign", "malign…"]
+    assert sorted(text.find(f"{SVG}title").text for text in root.iter(f"{SVG}text")) == ["benign", "malignant"]
 
 
 @parametrize_with_checks([SoftDecisionTree(depth=2, epochs=20, learning_rate=0.1, random_state=0)])

@@ -31,6 +31,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from assay.drawing import short
 from assay.paper import Cost, Curve, Higher, Reported, Score, claim
 from assay.recipes import lenet_on
 
@@ -287,8 +288,12 @@ class SoftDecisionTree(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 below = mass.reshape(2**levels, -1, mass.shape[1])[place].sum(axis=0)
                 below /= max(below.sum(), 1e-12)
                 likely = [f"{self.classes_[k]}" for k in np.argsort(-below)[:3] if below[k] >= 0.15]
-                boxes.append(f'<text x="{x}" y="{y - 8}">{escape(" ".join(likely))}</text>')
-        size = f'width="{cell * 2**levels}" height="{30 + height * levels + 10}"'
+                # One below the other: side by side, names of more than a few letters run into the next leaf's.
+                rows_of_names = "".join(
+                    f'<tspan x="{x}" dy="{15 if row else 0}">{escape(short(name, 7))}</tspan>' for row, name in enumerate(likely)
+                )
+                boxes.append(f'<text x="{x}" y="{y - 8}"><title>{escape(", ".join(likely))}</title>{rows_of_names}</text>')
+        size = f'width="{cell * 2**levels}" height="{30 + height * levels + 40}"'
         style = 'font-family="sans-serif" font-size="14" text-anchor="middle"'
         return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(lines + boxes)}</svg>'
 
