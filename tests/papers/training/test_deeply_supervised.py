@@ -131,6 +131,13 @@ def test_without_weight_it_is_the_plain_training_bit_for_bit(table: Dataset) -> 
     assert not torch.equal(full.model[0].weight, bare.model[0].weight)
 
 
+def test_companions_fade_over_the_training_that_begins(table: Dataset) -> None:
+    """A number of epochs that is set after the treatment counts."""
+    plain = Recipe(table, model=partial(dropping, 8), epochs=30, batch_size=64)
+    late, early = deeply_supervised(plain).replace(epochs=3), deeply_supervised(plain.replace(epochs=3))
+    assert torch.equal(fit(late, 3).model[0].weight, fit(early, 3).model[0].weight)
+
+
 def test_trains_in_anybodys_loop() -> None:
     net, loss = supervised(loss="squared_hinge")
     before = copy.deepcopy(net.state_dict())

@@ -173,7 +173,8 @@ def deeply_supervised(
     """Train with a companion on every main block of the network; see :class:`DeepSupervision`."""
     settings = {"weight": weight, "until": until, "gamma": gamma, "loss": loss, "pool": pool}
     named = None if layers is None else tuple(layers)
-    return with_loss(recipe, per_example(DeepSupervision, epochs=recipe.epochs, layers=named, **settings))
+    # The length is that of the training when it begins: another treatment may still change it.
+    return with_loss(recipe, per_example(DeepSupervision, layers=named, **settings))
 
 
 # ---------------------------------------------------------------------------------------------------- claims
