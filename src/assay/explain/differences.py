@@ -157,12 +157,8 @@ class _Mismatch(AssayError):
 Reference = tuple[str, list[Tensor], Any]
 
 
-class Recorded(Rules):
-    """Keeps what the functions that need a rule saw and gave on a reference, in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[Reference] = []
+class _InParts(Rules):
+    """Rules for what a call is made of, where it is made of others: maxima of segments."""
 
     def perform(self, call: Call) -> Any:
         """As always, maxima of segments in their parts."""
@@ -171,6 +167,14 @@ class Recorded(Rules):
             return super().perform(call)
         with self:
             return parts()
+
+
+class Recorded(_InParts):
+    """Keeps what the functions that need a rule saw and gave on a reference, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Reference] = []
 
     def rule(self, call: Call) -> Rule | None:
         """Nothing is changed."""
@@ -186,7 +190,7 @@ class Recorded(Rules):
         return rule
 
 
-class Rescaled(Rules):
+class Rescaled(_InParts):
     """Multipliers instead of gradients.
 
     Args:
@@ -198,14 +202,6 @@ class Rescaled(Rules):
         super().__init__()
         self._calls = iter(calls)
         self._points = points
-
-    def perform(self, call: Call) -> Any:
-        """As always, maxima of segments in their parts."""
-        parts = segments(call)
-        if parts is None:
-            return super().perform(call)
-        with self:
-            return parts()
 
     def reference(self, call: Call) -> tuple[list[Tensor], Any]:
         """Carriers and output of the same call on the reference."""
