@@ -123,7 +123,7 @@ def done_in(ledger: Ledger) -> set[tuple[str, int]]:
 
 
 def wait_until_done(ledger: Ledger, count: int, run: subprocess.Popen[str]) -> set[tuple[str, int]]:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while len(finished := done_in(ledger)) < count:
         assert run.poll() is None, f"the run ended early: {run.communicate()}"
         assert time.monotonic() < deadline, f"only {len(finished)} of {count} came"
