@@ -56,7 +56,7 @@ def resnet() -> tuple[nn.Module, Tensor]:
 class Transformer(nn.Module):
     """Two encoder layers over vectors, a token for the class, a position for each."""
 
-    def __init__(self, activation: str = "relu") -> None:
+    def __init__(self, activation: str | nn.Module = "relu") -> None:
         super().__init__()
         self.token = nn.Parameter(torch.randn(1, 1, 16) * 0.3)
         self.place = nn.Parameter(torch.randn(1, 7, 16) * 0.3)
@@ -69,7 +69,7 @@ class Transformer(nn.Module):
         return self.head(self.encoder(x)[:, 0])
 
 
-def transformer(activation: str = "relu") -> tuple[nn.Module, Tensor]:
+def transformer(activation: str | nn.Module = "relu") -> tuple[nn.Module, Tensor]:
     torch.manual_seed(3)
     return Transformer(activation).double().eval(), torch.randn(5, 6, 16).double()
 

@@ -34,10 +34,12 @@ def test_gradients(name):
     torch.testing.assert_close(explain.integrated_gradients(model, inputs, target, steps=20), path, **EXACT)
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "transformer"])
 @pytest.mark.parametrize(("ours", "peer"), [("deconvnet", "Deconvolution"), ("guided_backprop", "GuidedBackprop")])
 def test_rectified(name, ours, peer):
     model, inputs, target = ready(name)
+    if name == "transformer":
+        model, inputs = networks.transformer(nn.ReLU())  # captum sees modules only
     expected = getattr(attr, peer)(model).attribute(inputs.clone(), target)
     found = getattr(explain, ours)(model, inputs, target)
     torch.testing.assert_close(found, expected, **EXACT)
@@ -121,14 +123,23 @@ def test_grad_cam(name, relu):
     torch.testing.assert_close(explain.grad_cam(model, inputs, target, layer="3", relu=relu), large, **EXACT)
 
 
-@pytest.mark.parametrize(("window", "stride"), [((4, 4), (2, 2)), ((5, 3), (4, 3)), ((12, 12), (1, 1))])
-def test_occlusion_of_images(window, stride):
-    model, inputs, target = ready("cnn")
+@pytest.mark.parametrize("name", ["cnn", "resnet"])
+@pytest.mark.parametrize(("window", "stride"), [((4, 4), (2, 2)), ((5, 3), (4, 3)), ((8, 8), (1, 1))])
+def test_occlusion_of_images(name, window, stride):
+    model, inputs, target = ready(name)
     peer = attr.Occlusion(model)
     expected = peer.attribute(inputs.clone(), (3, *window), strides=(3, *stride), target=target, baselines=0.3)
     for chunk in (256, 7):
         found = explain.occlusion(model, inputs, target, window=window, stride=stride, fill=0.3, chunk=chunk)
         torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-6)  # captum adds in single precision
+
+
+def test_occlusion_of_sequences():
+    """What stands behind the first dimension are the places: here the entries of all vectors at once."""
+    model, inputs, target = ready("transformer")
+    expected = attr.Occlusion(model).attribute(inputs.clone(), (6, 4), strides=(6, 3), target=target)
+    found = explain.occlusion(model, inputs, target, window=4, stride=3)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=1e-6)
 
 
 def test_occlusion_of_tables():
