@@ -54,6 +54,13 @@ def test_one_layer_cuts_space_into_as_many_regions_as_hyperplanes_in_general_pos
     assert to_tree(net(inputs, width), (inputs,)).n_leaves == sum(comb(width, k) for k in range(inputs + 1))
 
 
+def test_branches_that_were_left_out_are_counted():
+    """On a line each new breakpoint cuts one of the pieces that there are in two, and the others go on to one side."""
+    tree = to_tree(net(1, 7, activation=nn.LeakyReLU), (1,))
+    assert (tree.n_leaves, tree.left_out) == (8, 7 * 6 // 2)
+    assert to_tree(net(1, 7), (1,), prune=False).left_out == 0
+
+
 def test_on_a_line_there_is_a_leaf_between_any_two_breakpoints():
     model = net(1, 6, 5, outputs=1, activation=nn.LeakyReLU)
     tree = to_tree(model, (1,), low=-3, high=3)

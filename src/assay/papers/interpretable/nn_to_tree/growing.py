@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linprog
@@ -27,6 +29,7 @@ class Grower:
         self.points = np.where(bounded, inside, np.clip(random.normal(size=size), low, high)).reshape(1, size)
         self.at = np.zeros(1, dtype=np.int64)  # the path of each point
         self.only_visited = False
+        self.left_out = 0
         self.slot = np.array([-1])
         self.way = np.empty((1, 0), dtype=np.int64)  # (paths, tests) slots passed, -1 where there are fewer
         self.children: list[list[int]] = []
@@ -62,6 +65,7 @@ class Grower:
             np.array(self.biases, dtype=np.float64),
             net.weights[-1] @ maps,
             shifts @ net.weights[-1].T + net.biases[-1],
+            self.left_out,
         )
 
     def _ask(self, unit: int, asked: NDArray[np.bool_], weights: Floats, biases: Floats) -> None:
@@ -72,6 +76,7 @@ class Grower:
         if not self.only_visited:
             self._look_for_room(asked, room, weights, biases)
         split = np.flatnonzero(asked & room.all(axis=1))
+        self.left_out += int(asked.sum()) - len(split)
         self.region[asked & ~room[:, 0], unit] += 1
         if not len(split):
             return
@@ -175,7 +180,14 @@ def merged(tree: LinearTree) -> LinearTree:
     kept = np.flatnonzero(goes_to == np.arange(len(goes_to)))
     if not len(kept):
         only = ~int(goes_to[0]) if len(goes_to) else 0
-        return LinearTree(tree.children[:0], tree.weights[:0], tree.biases[:0], tree.maps[[only]], tree.shifts[[only]])
+        return replace(
+            tree,
+            children=tree.children[:0],
+            weights=tree.weights[:0],
+            biases=tree.biases[:0],
+            maps=tree.maps[[only]],
+            shifts=tree.shifts[[only]],
+        )
     number = np.full(len(goes_to), -1)
     number[kept] = np.arange(len(kept))
     children = tree.children[kept]
@@ -183,4 +195,11 @@ def merged(tree: LinearTree) -> LinearTree:
     functions = ~children[leaf]
     children[~leaf] = number[children[~leaf]]
     children[leaf] = ~np.arange(len(functions))  # every leaf has a place and a function of its own
-    return LinearTree(children, tree.weights[kept], tree.biases[kept], tree.maps[functions], tree.shifts[functions])
+    return replace(
+        tree,
+        children=children,
+        weights=tree.weights[kept],
+        biases=tree.biases[kept],
+        maps=tree.maps[functions],
+        shifts=tree.shifts[functions],
+    )

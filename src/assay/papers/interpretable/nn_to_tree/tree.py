@@ -55,6 +55,7 @@ class LinearTree:
         biases: (inner,) of the tests ``w @ x + b > 0``.
         maps: (leaves, C, D) and
         shifts: (leaves, C) of the linear functions.
+        left_out: branches that were not grown, because no input takes them (or no example, where only their ways are built).
     """
 
     children: Ints
@@ -62,6 +63,7 @@ class LinearTree:
     biases: Floats
     maps: Floats
     shifts: Floats
+    left_out: int = 0
 
     @property
     def n_leaves(self) -> int:
