@@ -178,6 +178,9 @@ class Rules(TorchFunctionMode):
                 first, second = call.carriers
                 least = first - torch.relu(first - second)
                 return least if name == "minimum" else first + second - least
+        if (parts := _segments(call)) is not None:
+            with self:
+                return parts()
         if name == "batch_norm" and _mixes(call):
             raise AssayError("A batch normalisation without running statistics mixes examples: no single one can be explained.")
         return self.perform(call)
@@ -253,7 +256,7 @@ def _attention(
     return torch.matmul(F.softmax(scores, dim=-1), value)
 
 
-def segments(call: Call) -> Callable[[], Tensor] | None:
+def _segments(call: Call) -> Callable[[], Tensor] | None:
     """A call of ``torch.segment_reduce`` for maxima, as one maximum for each segment; ``None`` for anything else."""
     if call.name != "segment_reduce" or len(call.places) != 1:
         return None

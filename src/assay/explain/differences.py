@@ -41,7 +41,6 @@ from assay.explain.backward import (
     explained,
     like,
     linked,
-    segments,
 )
 from assay.explain.backward import scores as scores_of
 from assay.explain.normalising import Normalisation
@@ -157,19 +156,7 @@ class _Mismatch(AssayError):
 Reference = tuple[str, list[Tensor], Any]
 
 
-class _InParts(Rules):
-    """Rules for what a call is made of, where it is made of others: maxima of segments."""
-
-    def perform(self, call: Call) -> Any:
-        """As always, maxima of segments in their parts."""
-        parts = segments(call)
-        if parts is None:
-            return super().perform(call)
-        with self:
-            return parts()
-
-
-class Recorded(_InParts):
+class Recorded(Rules):
     """Keeps what the functions that need a rule saw and gave on a reference, in order."""
 
     def __init__(self) -> None:
@@ -190,7 +177,7 @@ class Recorded(_InParts):
         return rule
 
 
-class Rescaled(_InParts):
+class Rescaled(Rules):
     """Multipliers instead of gradients.
 
     Args:

@@ -43,7 +43,6 @@ from assay.explain.backward import (
     like,
     linked,
     scores,
-    segments,
     step,
 )
 from assay.explain.normalising import NORMS, Normalisation
@@ -286,10 +285,7 @@ class Relevance(Rules):
         self._given: MutableMapping[Tensor, tuple[Call, Weighted, WeightedRule, int]] = WeakTensorKeyDictionary()
 
     def perform(self, call: Call) -> Any:
-        """A weighted layer is kept in mind, a batch normalisation behind it merged; maxima of segments go in their parts."""
-        if (parts := segments(call)) is not None:
-            with self:
-                return parts()
+        """A weighted layer is kept in mind, a batch normalisation behind it merged; anything else as always."""
         if call.name == "batch_norm":
             before = self._given.get(call.carriers[0])
             if before is not None and before[3] == call.carriers[0]._version:
