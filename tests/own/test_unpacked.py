@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from assay.data.archives import Bounds, unpack
+from assay.data.archives import Bounds, read_tar_members, unpack
 from assay.errors import AssayError
 from assay.own import read
 from assay.own.unpacked import content
@@ -184,6 +184,39 @@ def test_harm_is_refused_in_one_sentence(tmp_path: Path, make: Callable[[Path], 
     assert str(tmp_path / "home") not in str(caught.value)
     assert not list(tmp_path.rglob("evil.csv"))
     assert not list((tmp_path / "home").rglob(".unpack-*"))
+
+
+@pytest.mark.parametrize("kind", ["", "gz", "bz2", "xz"])
+def test_a_tar_file_cut_off_anywhere_is_refused(tmp_path: Path, kind: str) -> None:
+    """Also where its members happen to end, which the standard library takes for the end of the archive."""
+    whole, cut = tmp_path / "whole.tar", tmp_path / "cut.tar"
+    with tarfile.open(whole, f"w:{kind}") as bundle:
+        for number in range(3):
+            info = tarfile.TarInfo(f"{number}.txt")
+            info.size = 700
+            bundle.addfile(info, io.BytesIO(bytes([number + 1]) * info.size))
+    content = whole.read_bytes()
+    (tmp_path / "out").mkdir()
+    assert unpack(whole, tmp_path / "out") == 3 * 700
+    assert read_tar_members(whole, ["1.txt"])["1.txt"] == b"\x02" * 700
+    needed = len(content) if kind else 3 * (512 + 1024) + 512  # after the block of zeros there is but padding
+    for length in [*range(0, needed - 1, 1 if kind else 128), needed - 1]:
+        cut.write_bytes(content[:length])
+        folder = tmp_path / f"out{length}"
+        folder.mkdir()
+        with pytest.raises(AssayError, match=r"cut\.tar is broken or of another kind"):
+            unpack(cut, folder)
+        with pytest.raises(AssayError, match=r"cut\.tar is no readable tar file"):
+            read_tar_members(cut, ["0.txt"])
+
+
+def test_a_compressed_tar_file_with_a_wrong_sum_is_refused(tmp_path: Path) -> None:
+    archive = packed(photos(tmp_path / "photos"), "a.tar.gz")
+    content = bytearray(archive.read_bytes())
+    content[-6] ^= 1  # of the checksum
+    archive.write_bytes(content)
+    with pytest.raises(AssayError, match=r"a\.tar\.gz is broken or of another kind"):
+        read(archive)
 
 
 def test_bombs_are_not_unpacked(tmp_path: Path) -> None:

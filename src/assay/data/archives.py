@@ -6,15 +6,17 @@ and folders, or to more than a bound.
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
 import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, cast
 
@@ -44,12 +46,12 @@ def read_tar_members(archive: Path, members: Iterable[str], limit: int = _LIMIT)
     """Several members of a compressed tar file in one pass; links and devices are refused.
 
     Raises:
-        AssayError: if it is no tar file, any of its names leads outside it, or a member is missing.
+        AssayError: if it is no whole tar file, any of its names leads outside it, or a member is missing.
     """
     wanted = set(members)
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r|*") as bundle:
+        with _tar(archive) as bundle:
             for info in bundle:
                 _require_inside(archive, [info.name])
                 if info.name not in wanted:
@@ -58,7 +60,7 @@ def read_tar_members(archive: Path, members: Iterable[str], limit: int = _LIMIT)
                 if stream is None or info.size > limit:
                     raise AssayError(f"{archive.name} holds {info.name!r} as something else than a plain file; fetch it again.")
                 found[info.name] = stream.read()
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
         raise AssayError(f"{archive.name} is no readable tar file ({error}); remove it and fetch it again.") from error
     if wanted - found.keys():
         raise AssayError(f"{archive.name} has no member {min(wanted - found.keys())!r}; it is not the archive that was expected.")
@@ -85,7 +87,7 @@ class Bounds:
 #: Suffixes of what :func:`unpack` reads; ``.gz`` is a single file.
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".gz")
 
-_SPOILT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, NotImplementedError, ValueError)
+_SPOILT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
 
 
 def unpack(archive: Path, folder: Path, bounds: Bounds | None = None) -> int:
@@ -177,7 +179,7 @@ def _zip_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
 
 
 def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
-    with tarfile.open(archive, "r|*") as bundle:
+    with _tar(archive) as bundle:
         for info in bundle:
             _require_inside(archive, [info.name])
             if info.isdir():
@@ -188,6 +190,28 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
                 yield info.name, stream
             else:
                 raise AssayError(f"{archive} holds {info.name!r}, a link or device: pack plain files alone.")
+
+
+@contextmanager
+def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
+    """A tar file, compressed or not, to go through once from the front; whoever goes through it has to go to its end.
+
+    ``tarfile`` alone takes an archive that was cut off for one that ends there, and does not look at checksums.
+    """
+    with ExitStack() as stack:
+        stream: IO[bytes] = stack.enter_context(archive.open("rb"))
+        head = stream.read(6)
+        stream.seek(0)
+        for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+            if head.startswith(magic):
+                stream = cast(IO[bytes], stack.enter_context(opened(archive, "rb")))
+        bundle = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
+        yield bundle
+        source = cast(IO[bytes], bundle.fileobj)
+        if source.tell() - bundle.offset < tarfile.BLOCKSIZE:  # the block of zeros was not seen that follows the last member
+            raise tarfile.ReadError("it ends too early")
+        while source.read(2**20):  # what pads it; a decompressor checks its sum at the end
+            pass
 
 
 def _require_inside(archive: Path, names: Iterable[str]) -> None:
