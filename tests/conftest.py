@@ -56,9 +56,9 @@ def table() -> object:
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def torchvision_operators() -> object:
-    """torchvision's import fails beside a CPU build of torch for want of two operators; without this, timm's does too."""
+    """torchvision's import fails beside a CPU build of torch for want of two operators, and with it timm's and torchmetrics'."""
     if "torchvision" in sys.modules:
         return None
     library = torch.library.Library("torchvision", "DEF")

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from assay.drawing import short
+
 
 @dataclass(frozen=True)
 class Split:
@@ -158,7 +160,7 @@ def _box(x: float, y: float, text: str, marked: bool, rounded: bool) -> str:
     shape = f'<rect x="{x - 64}" y="{y - 14}" width="128" height="28" rx="{14 if rounded else 2}" fill="#fff" stroke={stroke}/>'
     size, first = ("", y + 5) if len(parts) == 1 else (' font-size="11"', y - 2)
     words = "".join(
-        f'<text x="{x}" y="{first + 12 * row}" fill="#222"{size}>{escape(part if len(part) <= 20 else part[:19] + "…")}</text>'
+        f'<text x="{x}" y="{first + 12 * row}" fill="#222"{size}>{escape(short(part, 20))}</text>'
         for row, part in enumerate(parts)
     )
     return f"<g><title>{escape(text)}</title>{shape}{words}</g>"

@@ -100,7 +100,7 @@ def test_as_strong_as_foolbox(trained, norm):
         assert (losses[0] - losses[1]).median() < 1e-3
 
 
-def test_as_strong_as_torchattacks(trained, torchvision_operators):
+def test_as_strong_as_torchattacks(trained):
     torchattacks = pytest.importorskip("torchattacks")
     model, images, labels = trained
     for eps in (0.03, 0.05):

@@ -35,7 +35,7 @@ def test_points_stay_in_ball_and_range(trained, norm):
 
 
 @pytest.mark.parametrize("norm", [2, math.inf])
-def test_as_strong_as_torchattacks(trained, norm, torchvision_operators):
+def test_as_strong_as_torchattacks(trained, norm):
     torchattacks = pytest.importorskip("torchattacks")
     model, images, labels = trained
     # The peer's first grid in L2 fits on sides that are multiples of five alone, so that there is a margin nobody looks at.

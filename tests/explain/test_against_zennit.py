@@ -21,7 +21,7 @@ RULES = {
 
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("network", ["mlp", "cnn"])
-def test_rules(name, network, torchvision_operators):
+def test_rules(name, network):
     rules = pytest.importorskip("zennit.rules")
     from zennit.attribution import Gradient
     from zennit.core import Composite
@@ -63,7 +63,7 @@ class _SumBlock(networks.Block):
 
 
 @pytest.mark.parametrize("name", [name for name in RULES if name not in ("flat", "z-box")])
-def test_rules_in_a_residual_network(name, torchvision_operators):
+def test_rules_in_a_residual_network(name):
     """zennit merges normalisations into convolutions by a canonizer, and takes sums and means by the rules it is told."""
     rules = pytest.importorskip("zennit.rules")
     from zennit.attribution import Gradient

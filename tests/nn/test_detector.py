@@ -57,7 +57,7 @@ def random_case(
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_average_precision_is_that_of_coco(seed: int, torchvision_operators: object) -> None:
+def test_average_precision_is_that_of_coco(seed: int) -> None:
     pytest.importorskip("pycocotools")
     detection = pytest.importorskip("torchmetrics.detection")
     found, boxes, labels = random_case(seed)

@@ -22,7 +22,7 @@ def test_finds_the_branches_of_residual_networks() -> None:
         assert residual_branches(net) == []
 
 
-def test_finds_the_branches_of_other_peoples_networks(torchvision_operators: object) -> None:
+def test_finds_the_branches_of_other_peoples_networks() -> None:
     timm = pytest.importorskip("timm")
     vision = pytest.importorskip("torchvision.models")
     assert residual_branches(vision.resnet18()) == [f"layer{i}.{j}.bn2" for i in range(1, 5) for j in range(2)]

@@ -70,7 +70,7 @@ def test_batch_normalisation_normalises_by_the_batch_and_nothing_is_left_behind(
     assert seen["var"][0] == pytest.approx((x + out).var(dim=(0, 2, 3), correction=0).mean().item(), rel=1e-3)
 
 
-def test_blocks_of_others(torchvision_operators: object) -> None:
+def test_blocks_of_others() -> None:
     torchvision = pytest.importorskip("torchvision")
     seen = signal_propagation(torchvision.models.resnet18(), torch.randn(4, 3, 32, 32))
     assert list(seen.block) == [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]

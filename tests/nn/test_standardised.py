@@ -29,7 +29,7 @@ def test_gains_by_samples(act: object) -> None:
     assert (variance_gain(act) * act(z)).var().item() == pytest.approx(1, abs=5e-3)  # type: ignore[operator, arg-type]
 
 
-def test_published_gains_are_estimates_of_ours(torchvision_operators: object) -> None:
+def test_published_gains_are_estimates_of_ours() -> None:
     published = pytest.importorskip("timm.models.nfnet")._nonlin_gamma
     for name, act in (("relu", F.relu), ("gelu", F.gelu), ("silu", F.silu), ("elu", F.elu), ("tanh", torch.tanh)):
         assert published[name] == pytest.approx(variance_gain(act), rel=1e-3)
@@ -37,7 +37,7 @@ def test_published_gains_are_estimates_of_ours(torchvision_operators: object) ->
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_filters_equal_timms(torchvision_operators: object, groups: int) -> None:
+def test_filters_equal_timms(groups: int) -> None:
     layers = pytest.importorskip("timm.layers")
     torch.manual_seed(0)
     theirs = layers.ScaledStdConv2d(6, 8, 3, stride=2, padding=1, groups=groups, gamma=1.7, eps=1e-5).double()

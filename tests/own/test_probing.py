@@ -358,7 +358,6 @@ def test_families_that_are_not_installed_say_so(images: Dataset, name: str, monk
         open_subject(name, on=images)
 
 
-@pytest.mark.usefixtures("torchvision_operators")
 def test_transformers_with_random_weights(images: Dataset, tmp_path: Path) -> None:
     library = pytest.importorskip("transformers")
     config = library.ViTConfig(
@@ -372,7 +371,6 @@ def test_transformers_with_random_weights(images: Dataset, tmp_path: Path) -> No
         open_subject("transformers:no/such-network", on=images)
 
 
-@pytest.mark.usefixtures("torchvision_operators")
 def test_timm_with_random_weights(images: Dataset) -> None:
     pytest.importorskip("timm")
     looked = probing.probe("integrated_gradients", on=images, model="timm:resnet10t", examples=2, settings=["steps=4"])

@@ -41,7 +41,7 @@ def test_follows_its_generator() -> None:
     assert not torch.equal(first, other)
 
 
-def test_crops_are_torchvisions(torchvision_operators: object) -> None:
+def test_crops_are_torchvisions() -> None:
     peer = pytest.importorskip("torchvision.transforms.functional")
     images = torch.rand(40, 2, 13, 9)
     out = random_resized_crop(images, torch.Generator().manual_seed(0), mirror=0.5)

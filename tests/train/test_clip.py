@@ -27,7 +27,7 @@ def net_with_gradients() -> nn.Module:
 
 
 @pytest.mark.parametrize("clip", [0.01, 0.3])
-def test_equals_timm(torchvision_operators: object, clip: float) -> None:
+def test_equals_timm(clip: float) -> None:
     theirs = pytest.importorskip("timm.utils.agc").adaptive_clip_grad
     ours = net_with_gradients()
     peer, before = copy.deepcopy(ours), copy.deepcopy(ours)

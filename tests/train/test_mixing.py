@@ -25,7 +25,7 @@ def batch(count: int = 6) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.77, 0.999])
 @pytest.mark.parametrize("at", [(0, 0), (5, 4), (10, 7)])
-def test_equals_timm(torchvision_operators: object, monkeypatch: pytest.MonkeyPatch, share: float, at: tuple[int, int]) -> None:
+def test_equals_timm(monkeypatch: pytest.MonkeyPatch, share: float, at: tuple[int, int]) -> None:
     """The same share and the same centre of the box."""
     peer = pytest.importorskip("timm.data.mixup").Mixup
     places = iter(at)
@@ -130,7 +130,7 @@ def test_an_epoch_sees_a_third_of_the_examples_and_is_scored_on_them(table: Data
     assert longer.history["train_accuracy"][-1] > 0.9  # labels of the examples that were seen, not of those that were not
 
 
-def test_the_loss_by_hand_and_against_timm(torchvision_operators: object) -> None:
+def test_the_loss_by_hand_and_against_timm() -> None:
     peer = pytest.importorskip("timm.loss").BinaryCrossEntropy
     generator = torch.Generator().manual_seed(0)
     logits, labels = torch.randn(7, 5, generator=generator), torch.randint(5, (7,), generator=generator)

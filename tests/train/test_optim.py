@@ -48,7 +48,7 @@ def same(ours: nn.Module, peer: nn.Module, rtol: float, atol: float) -> None:
     "settings", [{}, {"weight_decay": 0.0}, {"weight_decay": 0.0, "always_adapt": True}, {"max_grad_norm": None}]
 )
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_equals_timm_step_by_step(torchvision_operators: object, settings: dict, channels_last: bool) -> None:
+def test_equals_timm_step_by_step(settings: dict, channels_last: bool) -> None:
     peer_kind = pytest.importorskip("timm.optim").Lamb
     ours, peer = twins(channels_last=channels_last)
     start = copy.deepcopy(ours)
@@ -60,7 +60,7 @@ def test_equals_timm_step_by_step(torchvision_operators: object, settings: dict,
         same(ours, start, rtol=1e-2, atol=1e-2)
 
 
-def test_equals_timm_in_double_precision_and_groups(torchvision_operators: object) -> None:
+def test_equals_timm_in_double_precision_and_groups() -> None:
     peer_kind = pytest.importorskip("timm.optim").Lamb
     ours, peer = twins(torch.float64)
     settings = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-8, "max_grad_norm": None}

@@ -34,7 +34,7 @@ def back(image: Image.Image) -> Tensor:
 
 
 @pytest.fixture
-def peer(torchvision_operators: object) -> object:
+def peer() -> object:
     return pytest.importorskip("timm.data.auto_augment")
 
 

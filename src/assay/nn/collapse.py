@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from assay.nn.ending import last_linear
+
 
 @dataclass(frozen=True)
 class LastLayer:
@@ -43,17 +45,17 @@ def last_layer(model: nn.Module, inputs: Tensor, chunk: int = 512) -> LastLayer:
     """Run a network in evaluation mode and keep what goes into its last linear layer.
 
     Args:
-        model: whose last ``nn.Linear``, in the order of its modules, gives the logits.
+        model: whose last ``nn.Linear`` gives the logits (:func:`assay.nn.ending.last_linear`).
         inputs: (N, ...).
         chunk: examples at a time.
 
     Raises:
         ValueError: the network has no linear layer, or does not call its last one once for each batch.
     """
-    linear = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if not linear:
+    found = last_linear(model)
+    if found is None:
         raise ValueError("the network has no linear layer, so it has no features that one could look at")
-    name, head = linear[-1]
+    name, head = found
     kept: list[Tensor] = []
     was_training = model.training
     model.eval()

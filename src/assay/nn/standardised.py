@@ -65,14 +65,15 @@ def standardise(weight: Tensor, gain: Tensor, gamma: float = 1.0, eps: float = 1
     """
     floor = guard == "floor"
     if torch.compiler.is_compiling():  # it joins the single steps itself
-        return _standardise(weight, gain, gamma, eps, floor)
+        return _scaled(weight, gain, gamma, eps, floor)[0]
     standard: Tensor = _Standardise.apply(weight, gain, gamma, eps, floor)[0]  # type: ignore[no-untyped-call]
     return standard
 
 
-def _standardise(weight: Tensor, gain: Tensor, gamma: float, eps: float, floor: bool) -> Tensor:
-    centred, _, length = _measured(weight, eps, floor)
-    return centred * (gamma * gain.view_as(length) / length)
+def _scaled(weight: Tensor, gain: Tensor, gamma: float, eps: float, floor: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Standardised weights, the means of the filters, and the lengths that they were divided by."""
+    centred, mean, length = _measured(weight, eps, floor)
+    return centred * (gamma * gain.view_as(length) / length), mean, length
 
 
 def _measured(weight: Tensor, eps: float, floor: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -94,8 +95,7 @@ class _Standardise(torch.autograd.Function):
 
     @staticmethod
     def forward(weight: Tensor, gain: Tensor, gamma: float, eps: float, floor: bool) -> tuple[Tensor, Tensor, Tensor]:
-        centred, mean, length = _measured(weight, eps, floor)
-        return centred * (gamma * gain.view_as(length) / length), mean, length
+        return _scaled(weight, gain, gamma, eps, floor)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float, float, bool], output: tuple[Tensor, ...]) -> None:

@@ -29,8 +29,6 @@ from assay.papers.architectures.inception_resnet import (
 )
 from assay.recipe import Recipe
 
-pytestmark = pytest.mark.usefixtures("torchvision_operators")
-
 
 def timm_net(name: str) -> nn.Module:
     """With weights, running averages, scales and shifts that are not at their start, so that mixing them up would show."""

@@ -30,8 +30,6 @@ from assay.papers.architectures.inception_v3 import (
 from assay.recipe import Recipe, per_example
 from assay.train.loop import fit
 
-pytestmark = pytest.mark.usefixtures("torchvision_operators")
-
 
 def randomised(model: nn.Module) -> nn.Module:
     """Weights, running averages, scales and shifts that are not at their start, so that mixing them up would show."""

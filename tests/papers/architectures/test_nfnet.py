@@ -44,8 +44,6 @@ from assay.train.hooks import Hook
 from assay.train.loop import fit
 from assay.view import View
 
-pytestmark = pytest.mark.usefixtures("torchvision_operators")
-
 #: Parameters (millions) and multiply-adds (billions) of 2021b, Table 3, at its test sizes.
 TABLE_3 = {
     0: (71.5, 12.38, 256),

@@ -32,8 +32,6 @@ from assay.papers.architectures.resnet import (
 from assay.papers.architectures.wide_resnet import WideResNet, wide_resnet50_2
 from assay.recipe import Recipe
 
-pytestmark = pytest.mark.usefixtures("torchvision_operators")
-
 #: Depth -> parameters (millions) of Table 6, and multiply-adds (billions) of Table 1.
 TABLE_6 = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}
 TABLE_1 = {18: 1.8, 34: 3.6, 50: 3.8, 101: 7.6, 152: 11.3}

@@ -19,8 +19,6 @@ from assay.papers.architectures.vgg import VGG, dense_predict, plain_net, vgg
 from assay.papers.architectures.wide_resnet import WideResNet
 from assay.recipe import Recipe
 
-pytestmark = pytest.mark.usefixtures("torchvision_operators")
-
 #: Parameters with batch normalisation and 1000 classes.
 NORMALISED = {"A": 132_868_840, "B": 133_053_736, "D": 138_365_992, "E": 143_678_248}
 TORCHVISION = {"A": "vgg11", "B": "vgg13", "D": "vgg16", "E": "vgg19"}

@@ -47,7 +47,7 @@ def sides(count: int = 7, dim: int = 5) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------------------------------------- the loss
 
 
-def test_loss_and_gradients_are_those_of_open_clip(torchvision_operators: object) -> None:
+def test_loss_and_gradients_are_those_of_open_clip() -> None:
     open_clip = pytest.importorskip("open_clip")
     u, v = sides()
     scale = torch.tensor(9.0, dtype=torch.float64, requires_grad=True)

@@ -57,7 +57,7 @@ def test_a_linear_unit_shows_its_template():
         torch.testing.assert_close(picture[0], expected.detach())
 
 
-def test_agrees_with_zennit(torchvision_operators):
+def test_agrees_with_zennit():
     pytest.importorskip("zennit")
     from zennit.attribution import Gradient
     from zennit.core import Composite

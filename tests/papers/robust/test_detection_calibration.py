@@ -126,7 +126,7 @@ def test_gradients() -> None:
         kde_calibration_error(torch.rand(1), torch.rand(1))
 
 
-def test_bins(torchvision_operators: object) -> None:
+def test_bins() -> None:
     metrics = pytest.importorskip("torchmetrics.functional.classification")
     scores, targets = draw(300)
     for bins in (5, 15):

@@ -40,7 +40,7 @@ from assay.nn.audio import Mel, log_mel
 from assay.nn.convnet import ConvNorm
 from assay.nn.ending import last_linear
 from assay.nn.inception import Mixed, chain
-from assay.paper import Cost, Curve, Higher, Lower, Reported, Score, claim
+from assay.paper import Configuration, Cost, Curve, Higher, Lower, Reported, Score, claim
 from assay.recipe import Recipe, treatment
 from assay.train.augment import in_turn
 from assay.train.schedules import cosine
@@ -354,6 +354,13 @@ def mini_googlenet(num_classes: int = 2, width: int = 1) -> nn.Sequential:
         nn.Dropout(0.4),
         nn.Linear(4 * blocks[2], num_classes),
     )
+
+
+#: Both networks, and what they are known to measure.
+CONFIGURATIONS = {
+    "mini_alexnet()": Configuration((1, 32, 32), parameters=70_514, macs=1_188_096, layers=7, sees=75, activations=8_192),
+    "mini_googlenet()": Configuration((1, 32, 32), parameters=63_978, macs=1_672_960, layers=9, sees=99, activations=16_704),
+}
 
 
 # --------------------------------------------------------------------------------------------------------- claims

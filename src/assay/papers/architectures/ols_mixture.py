@@ -44,7 +44,7 @@ from assay.committee import ask, average, probabilities, weighted
 from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.nn.convnet import plain_layers
-from assay.paper import Cost, Curve, Lower, Reported, Score, claim
+from assay.paper import Configuration, Cost, Curve, Lower, Reported, Score, claim
 from assay.recipe import Recipe, per_example, treatment, with_loss
 from assay.train.hooks import Hook, Run
 from assay.train.schedules import cosine
@@ -337,6 +337,17 @@ def filter_net(words: str, size: int, in_channels: int = 1, width: float = 1.0, 
     planes = [layer.out_channels for layer in layers if isinstance(layer, nn.Conv2d)][-1]
     side = size // 2 ** words.split().count("M")
     return nn.Sequential(layers, nn.Flatten(), nn.Dropout(dropout), nn.Linear(planes * side * side, 2))
+
+
+#: The least and the largest of the networks that are mixed, and what they are known to measure.
+CONFIGURATIONS = {
+    "filter_net('8 M 16 M 16', 28)": Configuration(
+        (1, 28, 28), parameters=5_138, macs=396_704, layers=4, sees=18, activations=10_192
+    ),
+    "filter_net('8 8 M 16 16 M 16', 28)": Configuration(
+        (1, 28, 28), parameters=8_042, macs=1_299_872, layers=6, sees=24, activations=19_600
+    ),
+}
 
 
 def filtered(data: Dataset, wanted: Sequence[int], half: bool) -> Dataset:

@@ -43,7 +43,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from assay.data.dataset import channel_scale
 from assay.data.shift import rotate
 from assay.errors import AssayError
-from assay.paper import Close, Curve, Higher, Lower, Score, claim
+from assay.paper import Close, Configuration, Curve, Higher, Lower, Score, claim
 from assay.papers.architectures.neural_sampling_machine.layers import Noise, NSMConv2d, NSMLinear, Units
 from assay.recipe import Recipe, treatment
 from assay.train.hooks import Hook, Run
@@ -97,6 +97,13 @@ def nsm_lenet(
         NSMLinear(second * (size // 4 - 3) ** 2, hidden, **noise),
         nn.Linear(hidden, num_classes),
     )
+
+
+#: Both networks, and what they are known to measure in one pass, for which every unit adds up with noise and without.
+CONFIGURATIONS = {
+    "nsm_mlp()": Configuration((784,), parameters=420_010, macs=833_400, layers=4),
+    "nsm_lenet()": Configuration((1, 28, 28), parameters=582_634, macs=8_528_896, layers=4, sees=16, activations=22_528),
+}
 
 
 # ------------------------------------------------------------------------------------------------------- many passes

@@ -40,7 +40,7 @@ from assay.committee import dispatch
 from assay.data import Dataset, Split
 from assay.errors import AssayError
 from assay.nn.measure import nearest_width, parameters
-from assay.paper import Cost, Higher, Reported, Score, claim
+from assay.paper import Configuration, Cost, Higher, Reported, Score, claim
 from assay.papers.architectures.varifocal_net.networks import (
     Answers,
     FixedBox,
@@ -66,6 +66,7 @@ if TYPE_CHECKING:
     from assay.train.loop import Trained
 
 __all__ = [
+    "CONFIGURATIONS",
     "Answers",
     "FixedBox",
     "Localiser",
@@ -93,6 +94,12 @@ __all__ = [
     "zoom",
     "zoom_helps",
 ]
+
+#: What the network with both looks is known to measure on images of the paper's size; it sees all of an image.
+CONFIGURATIONS = {
+    "varifocal_net()": Configuration((1, 256, 256), parameters=185_657, macs=240_160_576, layers=15, activations=1_712_128),
+}
+
 
 # ------------------------------------------------------------------------------------------------------- staged training
 

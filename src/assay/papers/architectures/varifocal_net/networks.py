@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from assay.data.scenes import tight_boxes
@@ -35,6 +35,9 @@ def zoom(images: Tensor, boxes: Tensor) -> Tensor:
     rows = torch.stack([2 * half, zero, 2 * x - 1, zero, 2 * half, 2 * y - 1], dim=1).view(-1, 2, 3)
     grid = F.affine_grid(rows, list(images.shape), align_corners=False)
     return F.grid_sample(images.to(exact), grid, padding_mode="zeros", align_corners=False).to(images.dtype)
+
+
+fx.wrap("zoom")  # how large an image is, traced networks need not know
 
 
 def enclosing_box(evidence: Tensor, share: float = 0.5, least: float = 0.125) -> Tensor:
