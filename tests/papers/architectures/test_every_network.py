@@ -21,6 +21,8 @@ for _key, _paper in catalogue.papers().items():
 NETWORKS = [(key, call) for (key, _), call in SMALLEST.items()]
 #: Of these the numbers are looked at as well, on pictures that cost next to nothing.
 LIGHT = 100_000_000
+#: Whose units are drawn anew in every pass, so that no two passes agree.
+DRAWN = {"neural_sampling_machine"}
 
 
 def made(key: str, call: str, device: str) -> tuple[nn.Module, Configuration]:
@@ -55,7 +57,7 @@ def test_networks_are_compiled_without_graph_breaks(key: str, call: str) -> None
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("key", "call"), NETWORKS)
+@pytest.mark.parametrize(("key", "call"), [network for network in NETWORKS if network[0] not in DRAWN])
 def test_layout_changes_nothing_and_half_of_the_bits_little(key: str, call: str) -> None:
     if catalogue.configurations(catalogue.papers()[key])[call].macs > LIGHT:
         pytest.skip("large: its kin for small pictures is looked at")
