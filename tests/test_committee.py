@@ -238,6 +238,8 @@ def test_what_cannot_be_is_said() -> None:
             dispatch(probs, capacity)
     with pytest.raises(AssayError, match="margin"):
         dispatch(probs, 2, margin=-1.0)
+    with pytest.raises(AssayError, match="not numbers"):
+        dispatch(torch.where(probs > probs.median(), torch.nan, probs), 4)
     with pytest.raises(AssayError, match="hungarian or greedy"):
         dispatch(probs, 2, method="best")  # type: ignore[arg-type]
     with pytest.raises(AssayError, match="members, examples, classes"):

@@ -277,6 +277,10 @@ def dispatch(
         raise AssayError(f"Probabilities {tuple(probs.shape)} were to be dispatched; give (n, K) or (B, n, K).")
     if math.isnan(margin) or margin < 0:
         raise AssayError(f"The margin of dispatch is {margin}; give a number of nats from 0 on.")
+    if bool(cases.isnan().any()):
+        raise AssayError(
+            "Among the probabilities to be dispatched are some that are not numbers; look at the model that gave them."
+        )
     items, classes = cases.shape[1:]
     room = torch.as_tensor(capacity, dtype=torch.int64, device=probs.device)
     if room.dim() > 1 or (room.dim() == 1 and len(room) != classes) or bool((room < 0).any()):

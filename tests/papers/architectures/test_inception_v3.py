@@ -257,7 +257,7 @@ def test_what_there_is_not_is_refused(make: partial[nn.Module], words: str) -> N
 def test_claims_at_smoke_scale(home: object) -> None:
     lab = Lab(scale="smoke")
     for measure, arms in (
-        (paper.factorized_same_accuracy_cheaper, 4),
+        (paper.factorized_same_accuracy_cheaper, 3),
         (paper.relu_between_the_factors, 2),
         (paper.label_smoothing_helps, 4),
         (paper.auxiliary_classifier_is_a_regularizer, 6),
