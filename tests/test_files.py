@@ -54,7 +54,7 @@ except AssayError as error:
 
 def test_a_full_disk_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     path = tmp_path / "training.checkpoint"
-    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, timeout=240, check=True)
     assert "could not be written" in done.stdout
     assert done.stdout.count("\n") == 1
     assert load_checkpoint(path)["x"].tolist() == [1, 1, 1]

@@ -176,7 +176,7 @@ def test_two_processes_download_once(server: Server, home: Path) -> None:
         assert process.stdout.readline() == "ready\n"
     server.gate.set()
     for process in running:
-        shown, errors = process.communicate(timeout=60)
+        shown, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
         assert Path(shown.strip()).read_bytes() == CONTENT
     assert server.asked["/data.bin"] == 1

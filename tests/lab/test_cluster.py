@@ -191,7 +191,7 @@ def test_a_killed_run_goes_on(machines: Machines, terms: dict[str, str]) -> None
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate()
     again = start(terms, *words)
-    _, said = again.communicate(timeout=120)
+    _, said = again.communicate(timeout=240)
     assert again.returncode == 0, said
     assert finished < done_in(ledger)
     assert Counter((row.seed, row.status) for row in ledger.rows()) == {(seed, "done"): 1 for seed in range(12)}
@@ -245,7 +245,7 @@ def test_ctrl_c_ends_units_on_a_cluster(papers: dict[str, str], home: Path) -> N
     run = start(papers, "dummy:hangs", "--seeds", "1", "--time-limit", "600", "--on", "ray", "--workers", "1")
     wait_for(home / "hanging")
     os.killpg(run.pid, signal.SIGINT)
-    _, said = run.communicate(timeout=60)
+    _, said = run.communicate(timeout=240)
     assert run.returncode == 130
     assert "Traceback" not in said
     assert "what was finished is kept" in said

@@ -347,7 +347,7 @@ def test_reproducer_runs_alone(tmp_path: Path):
 def test_sandbox_tells_what_took_the_process_down(monkeypatch: pytest.MonkeyPatch):
     """Stand-ins for torch: an operator that ends the process, one that does not end, one that raises when traced."""
     fine = Node(key("torch.relu(x0) (2,)"), (0,))
-    with Sandbox(timeout=60) as sandbox:
+    with Sandbox(timeout=240) as sandbox:
         model = Model((Input((2, 2)),), (fine,))
         (same,) = sandbox.check(model, ["fx"])
         assert (same.kind, same.excess) == ("same", 0.0)

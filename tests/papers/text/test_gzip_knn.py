@@ -124,7 +124,7 @@ def test_two_jobs_find_what_one_finds() -> None:
     """In a process of its own: jobs are forked, and other tests leave threads behind that a fork must not copy."""
     code = "from test_gzip_knn import same_with_two_jobs; same_with_two_jobs()"
     place = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])}
-    subprocess.run([sys.executable, "-c", code], env=place, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", code], env=place, check=True, timeout=240)
 
 
 def same_with_two_jobs() -> None:
