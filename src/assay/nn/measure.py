@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 
 def parameters(model: nn.Module) -> int:
@@ -132,6 +133,16 @@ def _side(size: Any, axis: int) -> int:
     return int(size[axis]) if isinstance(size, tuple) else int(size)
 
 
+class _Unfilled(TorchFunctionMode):
+    """Parameters on the meta device have no numbers, and to draw them all the same takes most of a network's making."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        named = kwargs or {}
+        if func.__name__ in ("normal_", "uniform_", "kaiming_uniform_"):  # of tensors, or of torch.nn.init
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
+
+
 def nearest_width(make: Callable[[int], nn.Module], target: int, widths: Sequence[int]) -> int:
     """The width with which a network comes nearest to ``target`` parameters; nothing is computed.
 
@@ -142,7 +153,7 @@ def nearest_width(make: Callable[[int], nn.Module], target: int, widths: Sequenc
     """
 
     def size(width: int) -> int:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return parameters(make(width))
 
     at = bisect_left(widths, target, key=size)
