@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Generator
@@ -12,6 +13,22 @@ import torch
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+# What is printed is looked at as a pipe gets it, with the width that it has there.
+for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "PY_COLORS", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLUMNS"):
+    os.environ.pop(name, None)
+
+# On a processor with AVX2 alone, oneDNN's gradient of the weights of a convolution of 1x1 with a stride, of less than eight
+# channels in channels_last, writes beyond its memory and ends the process: small networks have such ones.
+if torch.backends.cpu.get_cpu_capability() == "AVX2":
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX")
+
+if importlib.util.find_spec("hypothesis") is not None:
+    from hypothesis import settings
+
+    # The same examples in every run: what one of them finds is found by whoever looks for it, and not by one run in a thousand.
+    settings.register_profile("same", derandomize=True, database=None)
+    settings.load_profile("same")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -58,10 +75,20 @@ def table() -> object:
 
 @pytest.fixture(scope="session", autouse=True)
 def torchvision_operators() -> object:
-    """torchvision's import fails beside a CPU build of torch for want of two operators, and with it timm's and torchmetrics'."""
-    if "torchvision" in sys.modules:
+    """torchvision's import fails beside a CPU build of torch for want of two operators, and with it timm's and torchmetrics'.
+
+    Where its own can be loaded they are: an operator that is defined twice ends the process.
+    """
+    found = importlib.util.find_spec("torchvision")
+    if "torchvision" in sys.modules or found is None or found.origin is None:
         return None
-    library = torch.library.Library("torchvision", "DEF")
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
+    for library in Path(found.origin).parent.glob("_C*"):
+        try:
+            torch.ops.load_library(str(library))
+        except OSError:
+            continue
+        return None
+    made = torch.library.Library("torchvision", "DEF")
+    made.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    made.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return made

@@ -399,7 +399,7 @@ def _said(path: Path, **options: str) -> str:
         return str(error)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(content=st.binary(max_size=400) | st.text(alphabet='01,;"\n@:ab.?-e', max_size=200).map(str.encode))
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "ts", "npz", "parquet", "zip", "tar", "tar.gz", "csv.gz"])
 def test_any_bytes_are_read_or_refused(tmp_path: Path, suffix: str, content: bytes) -> None:
@@ -409,7 +409,7 @@ def test_any_bytes_are_read_or_refused(tmp_path: Path, suffix: str, content: byt
         assert "\n" not in _said(path, **options)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 @pytest.mark.parametrize("suffix", ["wav", "npz", "zip", "parquet", "png"])
 def test_any_damage_is_read_or_refused(tmp_path: Path, suffix: str, data: st.DataObject) -> None:

@@ -82,7 +82,7 @@ def test_a_quote_that_is_none_costs_nothing(tmp_path: Path, monkeypatch: pytest.
     assert sample.total == 499
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(content=st.binary(max_size=300), room=st.integers(1, 200))
 def test_any_bytes_are_cut_into_rows(tmp_path: Path, content: bytes, room: int) -> None:
     (tmp_path / "a.csv").write_bytes(content)
