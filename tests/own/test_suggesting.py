@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from assay.errors import AssayError
 from assay.own import simple, suggesting
 from assay.own.named import Named
 from assay.own.suggesting import Advice, suggest
+from assay.recipe import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -201,10 +204,21 @@ def test_an_unknown_need_is_refused() -> None:
     assert all("helps" not in paper.bibtex for paper in catalogue.papers().values())
 
 
-def test_the_expected_time_grows_with_the_work(table: Dataset) -> None:
+def test_the_expected_time_grows_with_the_work(table: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = suggesting.baselines.baseline(table).replace(epochs=4)
+    seen: list[int] = []
+
+    def fit(recipe: Recipe, seed: int) -> Any:
+        """A second for each step, and two more for the first training: as if the clock on the wall went with the work."""
+        steps = recipe.epochs * math.ceil(len(recipe.data.train) / recipe.batch_size)
+        seen.append(steps)
+        return SimpleNamespace(seconds=steps + 2.0 * (len(seen) == 1))
+
+    monkeypatch.setattr(suggesting, "fit", fit)
     short, long = suggesting._seconds(recipe), suggesting._seconds(recipe.replace(epochs=400))
-    assert 10 < long / short < 1000
+    assert max(seen) < 20  # a few steps tell
+    assert short == 4 * math.ceil(len(table.train) / recipe.batch_size)
+    assert long == 100 * short
 
 
 def test_command_prints_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
