@@ -21,7 +21,13 @@ def dataset(inputs: Tensor | tuple[str, ...], labels: Tensor) -> Dataset:
 
 
 LABELS = torch.arange(240) % 2
-NOISE = torch.Generator().manual_seed(0)
+NOISE = torch.Generator()
+
+
+@pytest.fixture(autouse=True)
+def _noise() -> None:
+    """The same data whichever tests ran before."""
+    NOISE.manual_seed(0)
 
 
 def _shaped(*shape: int) -> Tensor:
