@@ -43,7 +43,7 @@ def serving(following: Any = None) -> Iterator[int]:
 
 def get(port: int, path: str, host: str | None = None, method: str = "GET") -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of one request, its path sent as it is."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=240)
     connection.putrequest(method, path, skip_host=True)
     connection.putheader("Host", host if host is not None else f"127.0.0.1:{port}")
     connection.endheaders()
@@ -163,7 +163,7 @@ def test_ctrl_c_ends_it_without_a_word(home: Path) -> None:
         assert running.stderr is not None
         assert running.stdout.readline().startswith("http://127.0.0.1:")
         running.send_signal(signal.SIGINT)
-        assert running.wait(30) == 0
+        assert running.wait(240) == 0
         assert running.stderr.read().strip() == ""
 
 

@@ -54,7 +54,7 @@ class Visitor:
 
     def open(self, file: Path, **how: Any) -> Page:
         page = self.context.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(60_000)
         page.on("console", lambda said: self.wrong.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: self.wrong.append(str(error)))
         page.on(
@@ -202,7 +202,10 @@ def test_evil_data_are_shown_and_do_nothing(visitor: Visitor, tmp_path: Path) ->
     assert not mended.taken[str(back)].problems
     assert len(mended.changed) + mended.kept == 2
     # Even a script that got in would not run.
-    page.evaluate("document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title = 1'}))")
+    with page.expect_console_message(lambda said: "Content Security Policy" in said.text):
+        page.evaluate(
+            "document.body.append(Object.assign(document.createElement('script'), {textContent: 'document.title = 1'}))"
+        )
     assert page.title() == "Relabel evil.csv"
     assert any("Content Security Policy" in said for said in visitor.wrong)
     visitor.wrong.clear()
