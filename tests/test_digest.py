@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,6 +141,10 @@ def test_git_tells_when_a_file_was_last_committed(tmp_path: Path, monkeypatch: p
             monkeypatch.setenv(name, day)
         digest._git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words)
 
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):  # of a hook that runs the tests
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # nobody's signatures, hooks or templates
+    monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     git("init", "-q")
     package = tmp_path / "pkg"
     package.mkdir()

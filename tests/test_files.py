@@ -38,6 +38,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> No
 #: A file may not grow beyond 4 kB in that process: the nearest thing to a full disk that needs no privileges.
 FULL = """
 import resource, signal, sys, torch
+sys.dont_write_bytecode = True  # Python keeps what it compiled also where it could write but the first 4 kB of it
 from pathlib import Path
 from assay.errors import AssayError
 from assay.files import save_checkpoint
