@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -410,6 +412,8 @@ def test_fuzz_finds_minimises_and_writes(home: Path, known, monkeypatch: pytest.
     only = Knowledge({one: known.rules[one] for one in some}, {one: known.calls[one] for one in some})
     monkeypatch.setattr(fuzzing, "knowledge", lambda report: (only, 0.0))
     monkeypatch.setattr(fuzzing, "Sandbox", Here)
+    ticks = count()  # a hundred to a second: as many models on a slow machine as on a fast one
+    monkeypatch.setattr(fuzzing, "time", SimpleNamespace(perf_counter=lambda: next(ticks) / 100))
     monkeypatch.setitem(backends.BACKENDS, "fx", lambda model, tensors: toy.run(model, tensors, toy.BUGS[:1])[0])
     report = fuzzing.fuzz(1.5, backends=["fx"], calls=5, out=tmp_path)
     assert report.differences
