@@ -158,12 +158,14 @@ def test_a_hierarchy_multiplies_probabilities():
     fine = rng.integers(0, 4, 400)
     x = rng.normal(size=(400, 4)).astype(np.float32) + 3 * np.eye(4)[fine]
     y = {"coarse": fine // 2, "fine": fine}
-    net = ConceptSubspaceNetwork(latent=8, in_plane=False, hierarchy=("coarse", "fine"), decode=1.0, epochs=15, random_state=0)
+    # From a start closer than that sixty steps end anywhere between 0.6 and 0.7, as rounding will have it; from here at 0.9.
+    settings = {"in_plane": False, "hierarchy": ("coarse", "fine"), "decode": 1.0, "start": 1.0}
+    net = ConceptSubspaceNetwork(latent=8, **settings, epochs=15, random_state=0)
     net.fit(x, y)
     assert net.parents_.tolist() == [0, 0, 1, 1]
     shares, above = net.predict_proba(x, "fine"), net.predict_proba(x, "coarse")
     assert np.allclose(shares[:, :2].sum(axis=1), above[:, 0], atol=1e-5)
-    assert (net.predict(x, "fine") == fine).mean() > 0.6
+    assert (net.predict(x, "fine") == fine).mean() > 0.8
     with pytest.raises(ValueError, match="no hierarchy"):
         net.fit(x, {"coarse": rng.integers(0, 2, 400), "fine": fine})
     with pytest.raises(ValueError, match="no labels for the concept 'coarse'"):
