@@ -1,5 +1,8 @@
 """Costs: the counter against closed forms, and claims that are counted, begun or extrapolated without being trained."""
 
+import importlib
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from assay import catalogue
 from assay.errors import AssayError
 from assay.lab import Lab
-from assay.lab.cost import Costs, Rates, Work, cost, count_step, count_training, makespan, stand_in, summary
+from assay.lab.cost import Costs, Rates, Work, _Cut, _limit, cost, count_step, count_training, makespan, stand_in, summary
 from assay.nn import mlp
 from assay.paper import Claim, Higher, Measured, claim
 from assay.papers.architectures.wide_resnet import wide_bottleneck, wide_resnet
@@ -185,9 +188,40 @@ def test_work_that_tells_how_far_it_is_counts_in_proportion(home: Path) -> None:
     assert not costs.claims[0].notes
     part, training = costs.distinct()
     assert (part.how, training.how) == ("in part", "counted")
-    assert part.flops == pytest.approx(10**7 * 2 * 64**3, rel=1e-3)
+    assert part.flops == pytest.approx(10**7 * 2 * 64**3)  # whether or not the time was up in the middle of a step
     assert part.seconds is not None
     assert part.seconds > 1.0
+
+
+FRESH = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_cost import counted, toils
+costs = counted(toils)
+print(costs.claims[0].error, costs.claims[0].notes, [(work.how, work.flops > 1e12) for work in costs.distinct()[:1]])
+"""
+
+
+def test_the_first_piece_of_work_of_a_process_is_counted_too(home: Path) -> None:
+    """In a process that has counted nothing yet, and has still to import what counts."""
+    script = FRESH.format(tests=str(Path(__file__).parent))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.split() == ["[]", "[('in", "part',", "True)]"], done.stdout + done.stderr
+
+
+def test_time_that_is_up_waits_for_an_import_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = "import time\nbegan = time.process_time()\nwhile time.process_time() - began < 0.3:\n    pass\nwhole = True\n"
+    (tmp_path / "slow_to_import.py").write_text(slow)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def import_and_go_on() -> None:
+        importlib.import_module("slow_to_import")
+        while True:
+            pass
+
+    with pytest.raises(_Cut), _limit(0.05):
+        import_and_go_on()
+    assert sys.modules.pop("slow_to_import").whole
 
 
 def test_little_work_is_run(home: Path) -> None:

@@ -24,6 +24,7 @@ import inspect
 import math
 import re
 import signal
+import sys
 import threading
 import time
 import warnings
@@ -635,7 +636,12 @@ class _Limit:
 def _limit(seconds: float) -> Iterator[_Limit]:
     limit = _Limit(seconds)
 
+    outside = _imports(sys._getframe())
+
     def cut(signum: int, frame: FrameType | None) -> None:
+        if _imports(frame) > outside:  # half of a module would stay behind, and be taken for the whole by whoever imports it next
+            signal.setitimer(signal.ITIMER_PROF, 0.01)
+            return
         raise _Cut
 
     before = signal.signal(signal.SIGPROF, cut) if limit.active else None
@@ -648,6 +654,15 @@ def _limit(seconds: float) -> Iterator[_Limit]:
             signal.signal(signal.SIGPROF, before)
 
 
+def _imports(frame: FrameType | None) -> int:
+    """How many imports are going on in a frame."""
+    found = 0
+    while frame is not None:
+        found += frame.f_code.co_filename == "<frozen importlib._bootstrap>"
+        frame = frame.f_back
+    return found
+
+
 def _run_in_part(
     function: Callable[..., dict[str, Tensor]], arguments: dict[str, Any], budget: float
 ) -> tuple[dict[str, Tensor] | None, Work | None]:
@@ -655,34 +670,46 @@ def _run_in_part(
 
     The second is ``None`` if it neither ended nor said how far it was.
     """
-    result, seconds, share = _attempt(function, arguments, budget)
+    result, seconds, share, _ = _attempt(function, arguments, budget)
     if not share:
         return None, None
-    flops, launches = FlopCounterMode(display=False), _Launches()
-    with _in_the_open(), flops, launches:
-        _, _, counted = _attempt(function, arguments, budget)
-    how = "run" if result is not None else "in part"
-    scale = 1 / counted if counted else 0.0
-    return result, Work(function.__name__, how, flops.get_total_flops() * scale, launches.count * scale, seconds / share)
+    with FlopCounterMode(display=False), _Launches():
+        torch.ones(1, 1) @ torch.ones(1, 1)  # the first use imports a lot, which is no part of the work
+    for longer in (1, 2, 4, 8, 16):  # to be counted takes time, too
+        flops, launches = FlopCounterMode(display=False), _Launches()
+
+        def look(flops: FlopCounterMode = flops, launches: _Launches = launches) -> tuple[float, float]:
+            return flops.get_total_flops(), launches.count
+
+        with _in_the_open(), flops, launches:
+            _, _, counted, seen = _attempt(function, arguments, longer * budget, look)
+        if counted:
+            how = "run" if result is not None else "in part"
+            return result, Work(function.__name__, how, seen[0] / counted, seen[1] / counted, seconds / share)
+    return None, None
 
 
 def _attempt(
-    function: Callable[..., dict[str, Tensor]], arguments: dict[str, Any], budget: float
-) -> tuple[dict[str, Tensor] | None, float, float]:
-    """The result (``None`` if time was up), the seconds, and the share that was done in them (0: unknown)."""
+    function: Callable[..., dict[str, Tensor]],
+    arguments: dict[str, Any],
+    budget: float,
+    look: Callable[[], tuple[float, float]] = lambda: (0.0, 0.0),
+) -> tuple[dict[str, Tensor] | None, float, float, tuple[float, float]]:
+    """The result (``None`` if time was up), the seconds, the share that was done in them (0: unknown), what was seen then."""
     began = time.process_time()
-    done = [0.0, began]
+    done = (0.0, began, (0.0, 0.0))
 
     def progress(now: float, total: float, note: str = "") -> None:
-        done[:] = [now / total if total else 0.0, time.process_time()]
+        nonlocal done
+        done = (now / total if total else 0.0, time.process_time(), look())
 
     extra: Mapping[str, Report] = {"progress": progress} if "progress" in inspect.signature(function).parameters else {}
     try:
         with torch.random.fork_rng(devices=[]), _limit(budget):
             result = function(**arguments, **extra)
     except _Cut:
-        return None, done[1] - began, min(done[0], 1.0)
-    return result, time.process_time() - began, 1.0
+        return None, done[1] - began, min(done[0], 1.0), done[2]
+    return result, time.process_time() - began, 1.0, look()
 
 
 def _sizes(arguments: Mapping[str, Any]) -> dict[str, int]:
