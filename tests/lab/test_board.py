@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from assay.lab import board, running
@@ -12,7 +13,8 @@ from assay.lab.units import Unit
 UNIT = Unit("elr", "memorises_less", (3,), "smoke", "cpu", "0", 60.0)
 
 
-def test_it_is_written_now_and_then(home: Path) -> None:
+def test_it_is_written_now_and_then(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "EVERY", 3600.0)  # no machine is so slow that the second state is due
     mine = board.Board()
     mine.show({"finished": 1}, now=True)
     mine.show({"finished": 2})

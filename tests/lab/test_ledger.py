@@ -70,7 +70,7 @@ def test_eight_processes_make_it_and_write_at_once(ledger_url: str) -> None:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(240)
     assert [process.exitcode for process in processes] == [0] * 8
     ledger = Ledger(ledger_url)
     assert len(ledger.rows(claim="c")) == 8 * 25

@@ -125,7 +125,7 @@ def test_two_processes_that_want_the_same_do_it_once(home: Path, tmp_path: Path)
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(240)
     assert [process.exitcode for process in processes] == [0] * 4
     assert len(list(folder.iterdir())) == 1
 

@@ -26,7 +26,7 @@ def test_from_run_to_recorded_verdict(papers: dict[str, str], tmp_path: Path) ->
     (found,) = json.loads(again.stdout)
     assert found["verdict"] == "holds"
     assert found["arms"]["A"] == {"0": 1.0, "1": 1.01, "2": 1.02}
-    assert "1/" not in again.stderr  # nothing was left to run
+    assert "[1/" not in again.stderr  # nothing was left to run
     assay_command(papers, "record", "dummy", check=0)
     recorded = json.loads((tmp_path / "evidence" / "dummy.json").read_text())["claims"]["quick"]
     assert recorded["verdict"] == "holds"
@@ -151,9 +151,12 @@ def test_kill_at_thirty_random_moments_loses_nothing_and_counts_nothing_twice(pa
     for number in range(30):
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         process = subprocess.Popen(command, env=papers, cwd="/", start_new_session=True, **quiet)
-        deadline = time.monotonic() + draw.uniform(0.2, 4.0)
-        # Every third run may first finish something, so that a slow machine gets there too.
-        while time.monotonic() < deadline or (number % 3 == 2 and len(done_units(ledger_path)) <= len(finished)):
+        deadline, most = time.monotonic() + draw.uniform(0.2, 4.0), draw.randint(3, 15)
+        # Every third run may first finish something, so that a slow machine gets there too; none finishes so much that a fast
+        # one is through before the last kill.
+        while (new := len(done_units(ledger_path)) - len(finished)) < most and (
+            time.monotonic() < deadline or (number % 3 == 2 and not new)
+        ):
             assert process.poll() is None, "the run ended before it was killed: give it more to do"
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGKILL)
@@ -163,7 +166,7 @@ def test_kill_at_thirty_random_moments_loses_nothing_and_counts_nothing_twice(pa
         assert finished <= set(now), "something finished was lost"
         finished = set(now)
     assert finished
-    done = subprocess.run(command, env=papers, cwd="/", capture_output=True, text=True, timeout=300, check=True)
+    done = subprocess.run(command, env=papers, cwd="/", capture_output=True, text=True, timeout=900, check=True)
     found = {result["claim"]: result for result in json.loads(done.stdout)}
     assert found["quick"]["seeds"] == found["remembers"]["seeds"] == 250
     assert found["remembers"]["arms"]["A"] == {str(seed): float(seed) for seed in range(250)}

@@ -83,14 +83,16 @@ def test_features_are_shares_that_do_not_depend_on_company() -> None:
     assert features.shape[1] >= 90
     assert 0 <= features.min() < 0.1
     assert 0.9 < features.max() <= 1
-    torch.testing.assert_close(random_convolutions(inputs[7:8], inputs[:9], kernels=90, seed=1)[0], features[7])
+    # Not one of the series that the thresholds are responses to: whether those lie above is a matter of rounding.
+    torch.testing.assert_close(random_convolutions(inputs[40:41], inputs[:9], kernels=90, seed=1)[0], features[40])
     assert not features.equal(random_convolutions(inputs, inputs[:9], kernels=90, seed=2))
 
 
 def test_the_level_of_a_series_does_not_count() -> None:
     """A kernel's weights sum to zero: only the first and last four responses, which see the padding, know the level."""
-    series = torch.randn(5, 1, 200, generator=torch.Generator().manual_seed(0))
-    plain, lifted = (random_convolutions(inputs, series, kernels=50, seed=0)[:, :10] for inputs in (series, series + 3))
+    generator = torch.Generator().manual_seed(0)
+    series, others = torch.randn(5, 1, 200, generator=generator), torch.randn(9, 1, 200, generator=generator)
+    plain, lifted = (random_convolutions(inputs, others, kernels=50, seed=0)[:, :10] for inputs in (series, series + 3))
     assert 0 < (plain - lifted).abs().max() <= 8 / 200 + 1e-6
 
 
