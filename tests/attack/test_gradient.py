@@ -86,7 +86,7 @@ def test_as_strong_as_foolbox(trained, norm):
     model, images, labels = trained
     kind = foolbox.attacks.L2ProjectedGradientDescentAttack if norm == 2 else foolbox.attacks.LinfPGD
     wrapped = foolbox.PyTorchModel(model, bounds=(0, 1))
-    for eps in (0.3, 0.6) if norm == 2 else (0.03, 0.06):
+    for eps in (0.2, 0.4) if norm == 2 else (0.02, 0.04):  # with which many stand and many fall, however the training rounded
         attack = kind(steps=20, abs_stepsize=2.5 * eps / 20, random_start=False)
         peer = attack(wrapped, images, labels, epsilons=eps)[1]
         ours = pgd(model, images, labels, eps=eps, norm=norm, random_start=False, clip=(0, 1))
@@ -103,7 +103,7 @@ def test_as_strong_as_foolbox(trained, norm):
 def test_as_strong_as_torchattacks(trained):
     torchattacks = pytest.importorskip("torchattacks")
     model, images, labels = trained
-    for eps in (0.03, 0.05):
+    for eps in (0.02, 0.04):
         peer = torchattacks.PGD(model, eps=eps, alpha=2.5 * eps / 20, steps=20, random_start=False)(images, labels)
         ours = pgd(model, images, labels, eps=eps, random_start=False, clip=(0, 1))
         found = [classified(model, moved, labels) for moved in (ours, peer)]
@@ -111,7 +111,11 @@ def test_as_strong_as_torchattacks(trained):
         assert found[0].double().mean() <= found[1].double().mean()
     eps = 0.05
     peer = torchattacks.FGSM(model, eps=eps)(images, labels)
-    torch.testing.assert_close(fgsm(model, images, labels, eps=eps, clip=(0, 1)), peer)
+    pixels = images.clone().requires_grad_()
+    slope = torch.autograd.grad(F.cross_entropy(model(pixels), labels, reduction="sum"), pixels)[0].abs()
+    sure = slope > 1e-3 * slope.median()  # of all others the sign is a matter of rounding
+    assert sure.double().mean() > 0.95
+    torch.testing.assert_close(fgsm(model, images, labels, eps=eps, clip=(0, 1))[sure], peer[sure])
 
 
 def test_fgsm_in_l2_agrees_with_foolbox(trained):

@@ -323,7 +323,8 @@ def test_what_has_no_influence_gets_nothing_and_equals_get_the_same(method):
     inputs[:, 1] = inputs[:, 0]
     call = (lambda *given: explain.occlusion(*given, window=1)) if method == "occlusion" else METHODS[method]
     found = call(Unmoved(), inputs, torch.arange(6) % 3)
-    assert torch.equal(found[:, 2], torch.zeros(6).double())
+    # Occlusion is a difference of outputs, which may be rounded differently in different rows of a batch.
+    assert found[:, 2].abs().max() <= (1e-14 if method == "occlusion" else 0)
     torch.testing.assert_close(found[:, 0], found[:, 1], **CLOSE)
     assert found[:, 0].abs().max() > 1e-3
 

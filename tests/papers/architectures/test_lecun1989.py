@@ -146,8 +146,11 @@ def test_training_together_agrees_with_autograd(rung):
     train_replicas(nets, x, labels, stage, (5, 6), passes=2)
     reference = plain_loop(stage, 6, x, labels, passes=2)
     fresh = stage.model(torch.Generator().manual_seed(6))
+    # AdamW makes steps of equal length of gradients that are nothing but rounding errors.
+    within = 1e-5 if stage.optimizer == "sgd" else 1e-4
     for mine, theirs, first in zip(nets[1].parameters(), reference.parameters(), fresh.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-5)
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=within)
+        assert (mine - theirs).abs().mean() < 1e-5
         assert (theirs - first).abs().max() > 1e-3
 
 
