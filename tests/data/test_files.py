@@ -376,3 +376,22 @@ def test_cifar_is_the_same_from_the_archive_and_from_the_small_file(
     full = cifar10(replace(entry, shortcut=None))
     assert len(full.train) == 4_500
     assert full.train.inputs[0, :, 0, 0].mul(255).round().int().tolist() == train[0, [1, 1025, 2049]].tolist()
+
+
+@pytest.mark.parametrize("form", ["gz", "zip"])
+def test_a_mirror_whose_compressed_file_is_damaged_is_passed_over(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """Also where the damage is in what was compressed, and head and length are as they should be."""
+    file = replace(a_file(server), mirror=("set/all.zip!data.bin",))
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bundle:
+        bundle.writestr("data.bin", CONTENT)
+    name, content, head = ("data.bin.gz", gzip.compress(CONTENT), 10) if form == "gz" else ("all.zip", packed.getvalue(), 38)
+    damaged = bytearray(content)
+    damaged[head : head + 20] = b"\xff" * 20  # a kind of block that there is not
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / name).write_bytes(damaged)
+    monkeypatch.setenv("ASSAY_MIRROR", str(tmp_path))
+    assert fetch_file(file).read_bytes() == CONTENT
+    assert server.asked["/data.bin"] == 1

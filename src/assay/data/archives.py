@@ -38,7 +38,7 @@ def read_zip_member(archive: Path, member: str, limit: int = _LIMIT) -> bytes:
                 return stream.read(limit)
     except KeyError:
         raise AssayError(f"{archive.name} has no member {member!r}; it is not the archive that was expected.") from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (*_SPOILT, OSError, RuntimeError) as error:
         raise AssayError(f"{archive.name} is no readable zip file ({error}); remove it and fetch it again.") from error
 
 

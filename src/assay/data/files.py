@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -127,7 +128,7 @@ def _bring(way: str, arrived: Path, file: File) -> None:
         else:
             with gzip.open(target) as stream:
                 content = stream.read(file.size + 1)
-    except (OSError, EOFError, AssayError) as error:
+    except (OSError, EOFError, zlib.error, AssayError) as error:
         raise _NotThere(str(error)) from error
     arrived.write_bytes(content)
 
