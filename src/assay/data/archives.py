@@ -24,6 +24,9 @@ from assay.errors import AssayError
 
 _LIMIT = 512 * 2**20  # bytes; no member that we read is larger
 
+#: What the standard library raises of an archive that is broken, or of another kind than was said.
+_SPOILT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
+
 
 def read_zip_member(archive: Path, member: str, limit: int = _LIMIT) -> bytes:
     """At most ``limit`` bytes of one member of a zip file (a wheel is one).
@@ -60,7 +63,7 @@ def read_tar_members(archive: Path, members: Iterable[str], limit: int = _LIMIT)
                 if stream is None or info.size > limit:
                     raise AssayError(f"{archive.name} holds {info.name!r} as something else than a plain file; fetch it again.")
                 found[info.name] = stream.read()
-    except (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError) as error:
+    except (*_SPOILT, OSError) as error:
         raise AssayError(f"{archive.name} is no readable tar file ({error}); remove it and fetch it again.") from error
     if wanted - found.keys():
         raise AssayError(f"{archive.name} has no member {min(wanted - found.keys())!r}; it is not the archive that was expected.")
@@ -86,8 +89,6 @@ class Bounds:
 
 #: Suffixes of what :func:`unpack` reads; ``.gz`` is a single file.
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".gz")
-
-_SPOILT = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
 
 
 def unpack(archive: Path, folder: Path, bounds: Bounds | None = None) -> int:
@@ -204,7 +205,7 @@ def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
         stream.seek(0)
         for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
             if head.startswith(magic):
-                stream = cast(IO[bytes], stack.enter_context(opened(archive, "rb")))
+                stream = cast(IO[bytes], stack.enter_context(opened(stream, "rb")))
         bundle = stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
         yield bundle
         source = cast(IO[bytes], bundle.fileobj)

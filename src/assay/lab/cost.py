@@ -635,7 +635,6 @@ class _Limit:
 @contextmanager
 def _limit(seconds: float) -> Iterator[_Limit]:
     limit = _Limit(seconds)
-
     outside = _imports(sys._getframe())
 
     def cut(signum: int, frame: FrameType | None) -> None:
